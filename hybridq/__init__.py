@@ -1,0 +1,109 @@
+"""hybridq schedules workflows that mix quantum circuits with classical computing.
+
+The public names; each is imported when it is first used, so that ``import hybridq`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridq.errors import (
+        Corrupt,
+        Diverged,
+        EngineFailed,
+        EvaluationError,
+        HybridqError,
+        JournalError,
+        Locked,
+        NoDevice,
+        NotFinite,
+        PlacementError,
+        StepFailed,
+        TimedOut,
+        TooLarge,
+        Unhashable,
+        Version,
+        WorkerLost,
+        WorkflowError,
+    )
+    from hybridq.language import (
+        Future,
+        as_completed,
+        classical,
+        expval,
+        map,
+        minimize,
+        now,
+        quantum,
+        rng,
+        run,
+        sample,
+        workflow,
+    )
+    from hybridq.problems import Problem, lattice, molecule
+    from hybridq.program import Estimate
+
+__all__ = [
+    "Corrupt",
+    "Diverged",
+    "EngineFailed",
+    "Estimate",
+    "EvaluationError",
+    "Future",
+    "HybridqError",
+    "JournalError",
+    "Locked",
+    "NoDevice",
+    "NotFinite",
+    "PlacementError",
+    "Problem",
+    "StepFailed",
+    "TimedOut",
+    "TooLarge",
+    "Unhashable",
+    "Version",
+    "WorkerLost",
+    "WorkflowError",
+    "__version__",
+    "as_completed",
+    "classical",
+    "expval",
+    "lattice",
+    "map",
+    "minimize",
+    "molecule",
+    "now",
+    "quantum",
+    "rng",
+    "run",
+    "sample",
+    "workflow",
+]
+
+_LANGUAGE = {
+    "Future", "as_completed", "classical", "expval", "map", "minimize", "now", "quantum", "rng", "run", "sample",
+    "workflow",
+}  # fmt: skip
+_HOMES = {name: "hybridq.errors" for name in __all__} | {
+    **dict.fromkeys(_LANGUAGE, "hybridq.language"),
+    **dict.fromkeys(("Problem", "lattice", "molecule"), "hybridq.problems"),
+    "Estimate": "hybridq.program",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("hybridq-scheduler")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hybridq' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

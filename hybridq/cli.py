@@ -1,0 +1,240 @@
+"""The command line: ``hybridq run | runs | show``."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import click
+import numpy as np
+
+from hybridq import journal as records
+from hybridq.errors import HybridqError, WorkflowError
+from hybridq.journal import load_value, read_records, run_directory, run_names
+from hybridq.values import decode
+
+_INTERRUPTED = 130  # as shells report a process that SIGINT ended
+
+store_option = click.option(
+    "--store", default="runs", show_default=True, metavar="DIR", help="Directory that holds the runs."
+)
+
+
+@click.group()
+@click.version_option(package_name="hybridq-scheduler")
+def main() -> None:
+    """Schedule workflows that mix quantum circuits with classical computing."""
+
+
+@main.command(context_settings={"ignore_unknown_options": False})
+@click.argument("script", type=click.Path(exists=True, dir_okay=False))
+@click.argument("script_args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--name", help="Name of the run; default: the workflow's name and a digest of arguments, seed and code.")
+@click.option("--store", metavar="DIR", help="Directory that holds the runs.  [default: the script's, or runs]")
+@click.option("--seed", type=int, help="Seed of all randomness.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes of a cluster on this machine.")
+@click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler to use, such as tcp://host:8786.")
+@click.option("--take-over", is_flag=True, help="Take the run from a driver on another host that is known to be gone.")
+@click.option("--json", "as_json", is_flag=True, help="Put one JSON document on stdout, everything else on stderr.")
+def run(script: str, script_args: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Run SCRIPT, or finish it: the same command resumes a run that was interrupted.
+
+    Arguments after -- are the script's own.
+    """
+    from hybridq.language import Overrides, overrides
+
+    asked = Overrides(**options)
+    overrides.set(asked)
+    with _stdout_for(as_json) as stdout:
+        sys.argv[:] = [script, *script_args]
+        sys.path[0] = str(Path(script).resolve().parent)
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except KeyboardInterrupt:
+            sys.exit(_INTERRUPTED)
+        except Exception as error:  # noqa: BLE001  # the script's own; shown from its first line on
+            _print_error(error)
+            sys.exit(1)
+        if as_json:
+            if not asked.reports:
+                raise click.ClickException(f"{script} finished without calling hq.run, so there is nothing to report.")
+            documents = [_report(r) for r in asked.reports]
+            print(json.dumps(documents[0] if len(documents) == 1 else documents), file=stdout)
+
+
+def _report(report: Any) -> dict[str, Any]:
+    fields = asdict(report) | {"value": None}
+    return {**fields, "value": _jsonable(report.value)}
+
+
+@contextmanager
+def _stdout_for(as_json: bool) -> Iterator[TextIO]:
+    """The real stdout; with ``as_json``, whatever else this process and its children print goes to stderr."""
+    if not as_json:
+        yield sys.stdout
+        return
+    with os.fdopen(os.dup(1), "w") as stdout:
+        sys.stdout.flush()
+        os.dup2(2, 1)
+        yield stdout
+
+
+def _print_error(error: BaseException) -> None:
+    """The traceback from the researcher's own first line on."""
+    tb: TracebackType | None = error.__traceback__
+    package = str(Path(__file__).parent)
+    while tb is not None and (
+        tb.tb_frame.f_code.co_filename.startswith(package) or "runpy" in tb.tb_frame.f_code.co_filename
+    ):
+        tb = tb.tb_next
+    traceback.print_exception(type(error), error, tb or error.__traceback__)
+
+
+def _jsonable(value: Any) -> Any:
+    """``value`` as JSON: arrays become lists, dataclasses and results objects; anything else is refused by name."""
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _jsonable(value.tolist())
+    if is_dataclass(value) and not isinstance(value, type):
+        return {k: _jsonable(v) for k, v in vars(value).items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise click.ClickException(
+        f"the workflow returned a {type(value).__qualname__}, which has no JSON form; return numbers, strings, lists "
+        "and dicts, or run without --json. The run itself is finished and recorded."
+    )
+
+
+@main.command()
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def runs(store: str, as_json: bool) -> None:
+    """List the runs of a store, oldest first."""
+    found = []
+    for name in run_names(Path(store)):
+        try:
+            found.append(_summary(run_directory(Path(store), name)))
+        except HybridqError as error:
+            found.append({"name": name, "status": "damaged", "error": str(error)})
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    if not found:
+        click.echo(f"no runs in {store}")
+    for entry in found:
+        counts = f"{entry['evaluations']} evaluations, {entry['steps']} steps" if "steps" in entry else entry["error"]
+        click.echo(f"{entry['name']:<40} {entry['status']:<12} {counts}")
+
+
+@main.command()
+@click.argument("name")
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def show(name: str, store: str, as_json: bool) -> None:
+    """Show what the run NAME did: its state, calls, loops, failures and environment."""
+    try:
+        directory = run_directory(Path(store), name)
+        entry = _summary(directory)
+    except HybridqError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(entry))
+        return
+    for key in ("name", "workflow", "status", "seed", "evaluations", "steps", "shots", "sessions", "seconds"):
+        click.echo(f"{key:<12} {entry[key]}")
+    click.echo(f"{'record':<12} {directory}")
+    for group, seconds in entry["seconds_by_kind"].items():
+        click.echo(f"{'':<12} {group}: {seconds:.2f} s")
+    if entry["loops"]:
+        click.echo("\nloop                                       method        evaluations  best")
+    for loop in entry["loops"]:
+        best = "" if loop["best"] is None else f"{loop['best']:.10f}"
+        state = "" if loop["finished"] else "  (unfinished)"
+        click.echo(f"{loop['at']:<42} {loop['method']:<13} {loop['evaluations']:>11}  {best}{state}")
+    for failure in entry["failures"]:
+        click.echo(f"\n{failure['at']} raised {failure['type'].partition(':')[2]}: {failure['message']}")
+    if entry["value"] is not None:
+        click.echo(f"\nvalue        {entry['value']}")
+
+
+def _summary(directory: Path) -> dict[str, Any]:
+    """What a run's journal says, as JSON-able data."""
+    entries = read_records(directory)
+    if not entries:
+        raise WorkflowError(f"{directory} holds no record yet.")
+    header = entries[0][1]
+    assert isinstance(header, records.RunHeader)
+    loops: dict[int, dict[str, Any]] = {}
+    seconds: defaultdict[str, float] = defaultdict(float)
+    counts: Counter[str] = Counter()
+    failures, opened, end = [], [], None
+    for number, record in entries:
+        match record:
+            case records.Step():
+                counts["steps"] += 1
+                seconds["classical steps"] += record.seconds
+            case records.Evaluation():
+                counts["evaluations"] += 1
+                counts["shots"] += record.shots or 0
+                seconds["quantum evaluations"] += record.seconds
+            case records.Loop():
+                loops[number] = {
+                    "at": record.at, "method": record.method, "evaluations": 0, "best": None, "finished": False,
+                }  # fmt: skip
+            case records.Row():
+                loop = loops[record.loop]
+                loop["evaluations"] += 1
+                loop["best"] = record.value if loop["best"] is None else min(loop["best"], record.value)
+                if record.where != "":
+                    counts["evaluations"] += 1
+                    counts["shots"] += record.shots or 0
+                    seconds["quantum evaluations"] += record.seconds
+            case records.LoopEnd():
+                loops[record.loop]["finished"] = True
+                seconds["loops, waiting included"] += record.seconds
+            case records.Failure():
+                failures.append({"at": record.at, "type": record.type, "message": record.message})
+            case records.Opened():
+                opened.append(record)
+                end = None
+            case records.End():
+                end = record
+    last = opened[-1]
+    value = None
+    if end is not None and end.output is not None:
+        try:
+            value = _jsonable(decode(load_value(directory, end.output)))
+        except (HybridqError, click.ClickException) as error:
+            value = f"(not shown: {error})"
+    return {
+        "name": header.name,
+        "workflow": header.workflow,
+        "seed": header.seed,
+        "status": "unfinished" if end is None else end.status,
+        "error": None if end is None else end.error,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(opened[0].time)),
+        "seconds": None if end is None else round(end.seconds, 3),
+        "sessions": len(opened),
+        **{key: counts[key] for key in ("evaluations", "steps", "shots")},
+        "seconds_by_kind": dict(seconds),
+        "loops": list(loops.values()),
+        "failures": failures,
+        "versions": dict(last.versions),
+        "python": last.python,
+        "processor": last.processor,
+        "value": value,
+    }

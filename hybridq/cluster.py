@@ -1,0 +1,301 @@
+"""A Dask cluster: started or joined, fitted with engine processes, asked to run things; the only user of Dask."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+import dask
+import psutil
+from distributed import Client, KilledWorker, LocalCluster, Worker, as_completed, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from hybridq.engines.process import EngineProcess
+from hybridq.engines.wire import Batch
+from hybridq.errors import EvaluationError, NoDevice, WorkerLost, WorkflowError
+from hybridq.resources import ROUND_TRIP, Device, worker_allowance
+from hybridq.steps import StepReply, run_step
+
+__all__ = ["Cluster", "run_batch", "run_step_task"]
+
+BYTES = "hybridq-bytes"
+"""Dask resource that carries the memory ledger of a worker."""
+SLOTS = "hybridq-engines"
+"""Dask resource that counts a worker's engine processes."""
+_CONNECT_SECONDS = 10
+_BEGAN = "hybridq-began"
+"""Topic of the events by which workers say that a step with a timeout began."""
+Key: TypeAlias = tuple[str, str, int]
+"""Of a task: (prefix, "run/location", attempt); the prefix alone gives colour and row in the Dask dashboard."""
+_COMPARED = ("hybridq-scheduler", "qiskit", "qiskit-aer", "numpy", "scipy", "distributed", "cloudpickle")
+
+
+class EnginePlugin(WorkerPlugin):
+    """Gives a worker its engine processes, one for each thread, and its share of the memory ledger."""
+
+    name = "hybridq-engines"
+
+    def __init__(self, path: tuple[str, ...]) -> None:
+        self._path = path
+
+    async def setup(self, worker: Worker) -> None:
+        """Start the engine processes (they load while the worker goes on) and announce the resources."""
+        sys.path.extend(p for p in self._path if p not in sys.path and Path(p).is_dir())
+        slots = worker.state.nthreads
+        limit = worker.memory_manager.memory_limit or psutil.virtual_memory().total
+        allowance = worker_allowance(limit, slots)
+        self.engines: SimpleQueue[EngineProcess] = SimpleQueue()
+        self._all = [EngineProcess(allowance, name=f"{worker.name}-{i}") for i in range(slots)]
+        for engine in self._all:
+            engine.start()
+            self.engines.put(engine)
+        await worker.set_resources(**{BYTES: allowance, SLOTS: slots})
+
+    async def teardown(self, worker: Worker) -> None:
+        """End the engine processes with the worker."""
+        for engine in self._all:
+            engine.kill()
+
+
+def run_batch(batch: Batch, timeout: float | None) -> tuple[bytes, str]:
+    """On a worker: evaluate a packed batch in one of its engine processes; the packed outcomes and the worker's name.
+
+    Waiting for the engine releases the GIL, so the worker's heartbeats go on through the longest circuit.
+    """
+    worker = get_worker()
+    plugin = worker.plugins[EnginePlugin.name]
+    assert isinstance(plugin, EnginePlugin)
+    engines = plugin.engines
+    engine = engines.get()
+    try:
+        return engine.run(batch, timeout), str(worker.name)
+    finally:
+        engines.put(engine)
+
+
+def run_step_task(call: bytes, location: str, seed: int, watched: Key | None) -> StepReply:
+    """On a worker: run a packed step. The driver is told when one whose time is ``watched`` begins."""
+    worker = get_worker()
+    if watched is not None:
+        worker.log_event(_BEGAN, list(watched))
+    return run_step(call, location, seed, str(worker.name))
+
+
+@dataclass
+class _Asked:
+    """A task in flight."""
+
+    future: Any
+    done: Callable[[Any, BaseException | None], None]
+    timeout: float | None
+    overran: Callable[[], None] | None
+    timer: threading.Timer | None = None
+
+
+class Cluster:
+    """A running Dask cluster that has hybridq's plugin.
+
+    ``address`` is None for a cluster of our own on this machine, a scheduler's address, or a ``distributed.Client``.
+    Raises `NoDevice` if nobody answers or a worker cannot run hybridq, and `WorkflowError` for skewed versions.
+    """
+
+    def __init__(self, address: Any, workers: int) -> None:
+        self._own: LocalCluster | None = None
+        self._own_client = not isinstance(address, Client)
+        if address is None:
+            self._own = _start_local(workers)
+            self.client = Client(self._own)
+        elif isinstance(address, Client):
+            self.client = address
+        else:
+            self.client = _connect(address)
+        try:
+            if self._own is None:
+                _compare_versions(self.client)
+            self.client.register_plugin(EnginePlugin(_user_path()))
+        except BaseException:
+            self.close()
+            raise
+        self._asked: dict[Key, _Asked] = {}
+        self._lock = threading.Lock()
+        self._more = threading.Condition(self._lock)
+        self._closed = False
+        self._completed = as_completed(with_results=True, raise_errors=False, loop=self.client.loop)
+        self.client.subscribe_topic(_BEGAN, self._began)
+        threading.Thread(target=self._collect, name="hybridq-collector", daemon=True).start()
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the Dask dashboard, or an empty string if it has none."""
+        return str(self.client.dashboard_link or "")
+
+    @property
+    def address(self) -> str:
+        """Address of the scheduler."""
+        return str(self.client.scheduler_info()["address"])
+
+    def device(self) -> Device:
+        """What its workers are together, read from the scheduler now."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        if not workers:
+            raise NoDevice(f"the cluster at {self.address} has no workers; start some, then run again.")
+        slots = sum(w["nthreads"] for w in workers)
+        limits = [(w["memory_limit"] or psutil.virtual_memory().total, w["nthreads"]) for w in workers]
+        return Device(
+            f"the cluster at {self.address}", slots, min(worker_allowance(*limit) for limit in limits), ROUND_TRIP
+        )
+
+    def submit(self, function: Callable[..., Any], args: tuple[Any, ...], *, key: Key, needs: Mapping[str, int],
+               done: Callable[[Any, BaseException | None], None], timeout: float | None = None,
+               overran: Callable[[], None] | None = None) -> None:  # fmt: skip
+        """Run ``function(*args)`` on a worker; ``done(value, error)`` is called once, from another thread.
+
+        ``key`` is unique in the run's life. ``needs`` are amounts of Dask resources. If the task says that it began and
+        is not done ``timeout`` seconds later, its worker is restarted (nothing else ends a running step) and
+        ``overran()`` is called in place of ``done``.
+        """
+        future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs))
+        with self._lock:
+            self._asked[key] = _Asked(future, done, timeout, overran)
+            self._completed.add(future)
+            self._more.notify()
+
+    def _began(self, event: tuple[float, Any]) -> None:
+        key = tuple(event[1])
+        with self._lock:
+            asked = self._asked.get(key)
+            if asked is not None and asked.timeout is not None and asked.timer is None:
+                asked.timer = threading.Timer(asked.timeout, self._overrun, [key])
+                asked.timer.daemon = True
+                asked.timer.start()
+
+    def _overrun(self, key: Key) -> None:
+        running = [worker for worker, keys in self.client.processing().items() if key in keys]
+        with self._lock:
+            asked = self._asked.pop(key, None)
+        if asked is None or asked.overran is None:
+            return
+        asked.future.cancel()
+        if running:
+            self.client.restart_workers(running)
+        asked.overran()
+
+    def close(self) -> None:
+        """End a cluster of our own, its workers and engines; leave one that was given as it was."""
+        self._closed = True
+        if not self._own_client:
+            return
+        self.client.close(timeout=3)
+        if self._own is not None:
+            self._own.close(timeout=5)
+
+    def _collect(self) -> None:
+        while not self._closed:
+            with self._more:
+                while not self._asked and not self._closed:
+                    self._more.wait(1.0)
+            for future, value in self._completed:
+                with self._lock:
+                    asked = self._asked.pop(future.key, None)
+                if asked is not None:
+                    if asked.timer is not None:
+                        asked.timer.cancel()
+                    answer, error = _answer(future, value)
+                    asked.done(answer, error)
+
+
+def _answer(future: Any, value: Any) -> tuple[Any, BaseException | None]:
+    if future.status == "finished":
+        return value, None
+    if future.status != "error":
+        return None, WorkerLost(
+            f"the Dask scheduler dropped the task ({future.status}); the cluster was shut down or lost. Run again: "
+            "everything recorded is kept."
+        )
+    error = value[1] if isinstance(value, tuple) else value
+    if isinstance(error, KilledWorker):
+        return None, WorkerLost(
+            f"its workers died {dask.config.get('distributed.scheduler.allowed-failures') + 1} times while it ran, the "
+            f"last one {error.last_worker.address}. A step that needs more memory than its worker has dies like this: "
+            "give it memory='... GiB', or use fewer workers with more memory each."
+        )
+    return None, error if isinstance(error, BaseException) else EvaluationError(f"the task failed: {error!r}")
+
+
+def _start_local(workers: int) -> LocalCluster:
+    with dask.config.set(
+        {"distributed.scheduler.allowed-failures": 1, "distributed.worker.daemon": True}
+    ):  # two attempts, then it counts as lost; daemonic workers cannot outlive a driver that dies
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=f"127.0.0.1:{_free_port(8787)}",
+            silence_logs=50,
+        )
+
+
+def _free_port(wanted: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return 0
+    return wanted
+
+
+def _connect(address: Any) -> Client:
+    if not isinstance(address, str):
+        raise WorkflowError(
+            f"cluster is a {type(address).__qualname__}; give a scheduler's address such as 'tcp://host:8786', a "
+            "distributed.Client, or None to start a cluster on this machine."
+        )
+    try:
+        return Client(address, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise NoDevice(
+            f"no Dask scheduler answers at {address} within {_CONNECT_SECONDS} s ({error}); check the address, or "
+            "start one with `dask scheduler`. Nothing was run."
+        ) from error
+
+
+# evaluated on workers that may lack hybridq: a builtin and a string need nothing there
+_INSTALLED = (
+    "{{'python': __import__('platform').python_version(), **{{n: (lambda n: next((d.version for d in "
+    "__import__('importlib.metadata').metadata.distributions(name=n)), None))(n) for n in {names!r}}}}}"
+)
+
+
+def _compare_versions(client: Client) -> None:
+    mine = {name: version(name) for name in _COMPARED}
+    mine["python"] = ".".join(map(str, sys.version_info[:3]))
+    theirs = client.run(eval, _INSTALLED.format(names=_COMPARED))
+    for address, found in theirs.items():
+        if found["hybridq-scheduler"] is None:
+            raise NoDevice(
+                f"the worker at {address} has no hybridq; install hybridq-scheduler {mine['hybridq-scheduler']} in the "
+                "workers' environment. Nothing was run."
+            )
+        skewed = [f"{n} {found[n] or 'missing'} (here {mine[n]})" for n in mine if found[n] != mine[n]]
+        if skewed:
+            raise WorkflowError(
+                f"the worker at {address} has other versions than this driver: {', '.join(skewed)}. Results would not "
+                "be the same; install equal versions. Nothing was run."
+            )
+
+
+def _user_path() -> tuple[str, ...]:
+    """Directories of the researcher's own modules: the script's, and what was put on the path by hand."""
+    return tuple(
+        os.path.abspath(p) for p in sys.path if p == "" or ("site-packages" not in p and "/lib/python" not in p)
+    )

@@ -1,0 +1,353 @@
+"""The parent's side of an engine process: start it, talk to it, end it.
+
+Aer holds the interpreter's lock for a whole circuit, so circuits run in a process of their own that can be killed
+without harm to anything else. The process is spawned, never forked, and dies with its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import site
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from hybridq.engines import frames, wire
+from hybridq.engines.wire import Batch
+from hybridq.errors import EngineFailed, HybridqError, TimedOut, WorkflowError
+from hybridq.program import Outcome, Program
+
+__all__ = ["EngineProcess"]
+
+_START_SECONDS = 120.0
+_CLOSE_SECONDS = 5.0
+_TAIL_BYTES = 4096  # of a dead process' stderr that an error quotes
+_READ_BYTES = 2**20
+
+
+class EngineProcess:
+    """A process of its own that evaluates programs with Aer; usable from any thread, one batch at a time.
+
+    ``max_bytes`` is the memory that one program may take there, in bytes; ``name`` goes into error messages. The
+    process starts with `start` or the first batch, and again with the first batch after it died.
+    """
+
+    def __init__(self, max_bytes: int, *, name: str = "engine") -> None:
+        self.max_bytes = max_bytes
+        self.name = name
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process' id, or None if it is not running."""
+        child = self._child
+        return child.popen.pid if child is not None and child.alive else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is running."""
+        return self.pid is not None
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """What the process runs: versions by name of library; empty until it is ready."""
+        child = self._child
+        return {} if child is None else dict(child.versions)
+
+    def start(self) -> None:
+        """Start the process, if it is not running, without waiting until it is ready (about a second)."""
+        with self._lock:
+            self._running()
+
+    def run(self, batch: Batch, timeout: float | None = None) -> bytes:
+        """Evaluate ``batch``; the packed outcomes, for `wire.unpack_outcomes`.
+
+        ``timeout`` is in seconds, from when the batch is sent. Raises `TimedOut` after it and `EngineFailed` if the
+        process dies or cannot start; in these cases, and when the wait is interrupted, the process is killed, and the
+        next call starts another.
+        """
+        with self._lock:
+            child = self._running()
+            try:
+                return child.evaluate(batch, timeout)
+            except BaseException:
+                # the pipe may hold half a message, and the circuit may go on: only a new process is clean
+                self._child = None
+                child.kill()
+                child.close()
+                raise
+
+    def evaluate(self, programs: Sequence[Program], timeout: float | None = None) -> list[Outcome | HybridqError]:
+        """Evaluate ``programs``: an outcome or an error for each, in their order.
+
+        Raises what `run` raises. A program that cannot be sent is a `WorkflowError` in its place.
+        """
+        outcomes: list[Outcome | HybridqError | None] = [None] * len(programs)
+        sendable: list[int] = []
+        for i, program in enumerate(programs):
+            try:
+                wire.encode_template(program.template)
+                sendable.append(i)
+            except WorkflowError as error:
+                outcomes[i] = error
+        if sendable:
+            reply = self.run(wire.pack([programs[i] for i in sendable]), timeout)
+            for i, outcome in zip(sendable, wire.unpack_outcomes(reply), strict=True):
+                outcomes[i] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def kill(self) -> None:
+        """End the process at once, from any thread; a call that waits for it raises `EngineFailed`."""
+        child = self._child
+        if child is None:
+            return
+        child.kill()
+        if self._lock.acquire(blocking=False):  # else the thread that waits for a reply cleans up after itself
+            try:
+                if self._child is child:
+                    self._child = None
+                    child.close()
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """End the process in order, once a batch in progress is done."""
+        with self._lock:
+            child, self._child = self._child, None
+            if child is not None:
+                child.close()
+
+    def _running(self) -> _Child:
+        child = self._child
+        if child is not None and child.owner != os.getpid():
+            child = None  # we are a fork; the process and its pipes are our parent's
+        elif child is not None and not child.alive:
+            child.close()
+            child = None
+        if child is None:
+            child = self._child = _Child(self.max_bytes, self.name)
+        return child
+
+
+class _Child:
+    """One life of an engine process. All but `kill` and `alive` belong to the thread that holds the lock."""
+
+    def __init__(self, max_bytes: int, name: str) -> None:
+        self.owner = os.getpid()
+        self.versions: Mapping[str, str] = {}
+        self._name = name
+        self._ready = False
+        self._known: set[str] = set()
+        self.popen = _spawner.popen(
+            [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env=_environment(),
+            process_group=0,  # Ctrl-C in a terminal goes to the parent alone
+        )
+        assert self.popen.stdin is not None
+        assert self.popen.stdout is not None
+        self._input, self._output = self.popen.stdin.fileno(), self.popen.stdout.fileno()
+        os.set_blocking(self._input, False)
+        self._readable, self._writable = select.poll(), select.poll()
+        self._readable.register(self._output, select.POLLIN)
+        self._writable.register(self._input, select.POLLOUT)
+        self._log = _Log(self.popen)
+        self._finalizer = weakref.finalize(self, _end, self.popen, self.owner)
+
+    @property
+    def alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def kill(self) -> None:
+        """End the process now."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def close(self) -> None:
+        """Let the process end by itself, and see that it does."""
+        self._finalizer()
+        self._log.thread.join()
+
+    def evaluate(self, batch: Batch, timeout: float | None) -> bytes:
+        if not self._ready:
+            self._await_ready()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        lacking = {digest: data for digest, data in batch.templates.items() if digest not in self._known}
+        while True:
+            self._send(frames.EVALUATE, wire.join_request(lacking, batch.payload), deadline, timeout)
+            kind, message = self._receive(deadline, timeout)
+            self._known.update(lacking)
+            if kind == frames.OUTCOMES:
+                return message
+            if kind != frames.MISSING:
+                raise EngineFailed(f"engine process {self._name!r} answered with a frame of kind {kind!r}.")
+            dropped = json.loads(message)
+            self._known.difference_update(dropped)
+            if not all(digest in batch.templates for digest in dropped) or lacking.keys() >= set(dropped):
+                raise EngineFailed(f"the batch lacks the templates {', '.join(dropped)}; pack its programs again.")
+            lacking = {digest: batch.templates[digest] for digest in dropped}
+
+    def _await_ready(self) -> None:
+        kind, message = self._receive(time.monotonic() + _START_SECONDS, _START_SECONDS)
+        if kind != frames.READY:
+            raise EngineFailed(f"engine process {self._name!r} could not start: {message.decode(errors='replace')}")
+        self.versions = json.loads(message)
+        self._ready = True
+
+    def _send(self, kind: bytes, message: bytes, deadline: float | None, timeout: float | None) -> None:
+        view = memoryview(frames.HEAD.pack(kind, len(message)) + message)
+        try:
+            while view:
+                try:
+                    view = view[os.write(self._input, view) :]
+                except BlockingIOError:
+                    self._wait(self._writable, deadline, timeout)
+        except BrokenPipeError:
+            raise self._died() from None
+
+    def _receive(self, deadline: float | None, timeout: float | None) -> tuple[bytes, bytes]:
+        """Kind and message of the next frame."""
+        data = self._read(_READ_BYTES, deadline, timeout)
+        while len(data) < frames.HEAD.size:
+            data += self._read(_READ_BYTES, deadline, timeout)
+        kind, length = frames.HEAD.unpack_from(data)
+        if length > frames.MAX_LENGTH:
+            raise EngineFailed(f"engine process {self._name!r} sent a frame of {length} bytes.")
+        whole = data[frames.HEAD.size :]
+        if len(whole) < length:
+            buffer = bytearray(whole)
+            while len(buffer) < length:
+                buffer += self._read(length - len(buffer), deadline, timeout)
+            whole = bytes(buffer)
+        if len(whole) > length:
+            raise EngineFailed(f"engine process {self._name!r} sent more than one reply.")
+        return kind, whole
+
+    def _read(self, size: int, deadline: float | None, timeout: float | None) -> bytes:
+        self._wait(self._readable, deadline, timeout)
+        data = os.read(self._output, min(size, _READ_BYTES))
+        if not data:
+            raise self._died()
+        return data
+
+    def _wait(self, poll: select.poll, deadline: float | None, timeout: float | None) -> None:
+        """Wait until the pipe can be used, without the interpreter's lock and open to signals."""
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if poll.poll(None if left is None else left * 1000 + 1):
+                return
+            if left == 0.0:
+                raise TimedOut(
+                    f"engine process {self._name!r} took longer than {timeout:g} s and was ended; allow more time or "
+                    "make the program smaller."
+                )
+
+    def _died(self) -> EngineFailed:
+        """Why the process is gone."""
+        try:
+            code = self.popen.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return EngineFailed(f"engine process {self._name!r} closed its pipe.")
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        self._log.thread.join(_CLOSE_SECONDS)
+        words = self._log.tail.decode(errors="replace").strip()
+        return EngineFailed(
+            f"engine process {self._name!r} (pid {self.popen.pid}) {how} while it was needed; the next call starts "
+            "another." + (f" Its last words:\n{words}" if words else "")
+        )
+
+
+class _Log:
+    """Empties a process' stderr, so that it never waits for a reader, and keeps the end of it."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.tail = b""
+        self.thread = threading.Thread(target=self._drain, args=(popen.stderr,), name="hybridq-engine-log", daemon=True)
+        self.thread.start()
+
+    def _drain(self, pipe: Any) -> None:
+        with pipe:
+            while data := os.read(pipe.fileno(), 65536):
+                self.tail = (self.tail + data)[-_TAIL_BYTES:]
+
+
+def _end(popen: subprocess.Popen[bytes], owner: int) -> None:
+    """End a process in order if it lets us, and close its pipes. Does nothing in a fork of the owner."""
+    if os.getpid() != owner:
+        return
+    assert popen.stdin is not None
+    assert popen.stdout is not None
+    popen.stdin.close()
+    try:
+        popen.wait(_CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        popen.kill()
+        popen.wait()
+    popen.stdout.close()
+
+
+def _environment() -> dict[str, str]:
+    """The parent's environment, with one thread for every numerical library and a way to find this package."""
+    environment = dict(os.environ)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        environment[name] = "1"
+    root = str(Path(__file__).parents[2])
+    installed = [*site.getsitepackages(), site.getusersitepackages()]
+    if root not in installed:  # a source tree on the parent's path is not on the child's
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), root)))
+    return environment
+
+
+class _Spawner:
+    """Starts processes from one thread that lives as long as this process.
+
+    The kernel ends an engine process when the *thread* that started it ends, not only when the whole parent does.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: SimpleQueue[tuple[Future[subprocess.Popen[bytes]], list[str], dict[str, Any]]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def popen(self, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="hybridq-engine-spawner", daemon=True)
+                self._thread.start()
+        future: Future[subprocess.Popen[bytes]] = Future()
+        self._asked.put((future, command, options))
+        return future.result()
+
+    def _serve(self) -> None:
+        while True:
+            future, command, options = self._asked.get()
+            try:
+                future.set_result(subprocess.Popen(command, **options))
+            except OSError as error:
+                future.set_exception(error)
+            del future
+
+
+_spawner = _Spawner()
+
+
+def _after_fork() -> None:
+    global _spawner
+    _spawner = _Spawner()  # a fork has none of its parent's threads
+
+
+os.register_at_fork(after_in_child=_after_fork)

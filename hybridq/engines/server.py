@@ -1,0 +1,136 @@
+"""The engine process' side of its pipes: read a request, evaluate it with Aer, reply."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import json
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from hybridq.engines import frames
+
+if TYPE_CHECKING:
+    from hybridq.engines.aer import AerEngine
+    from hybridq.errors import HybridqError
+    from hybridq.program import Template
+
+__all__ = ["serve"]
+
+_TEMPLATE_BYTES = 2**26  # of encoded templates that are kept decoded; the parent sends dropped ones again
+
+
+def serve(max_bytes: int) -> None:
+    """Answer requests until the parent closes the pipe; each program may take ``max_bytes`` bytes of memory."""
+    pipe = _Pipe()
+    faulthandler.enable()
+    try:
+        import numpy
+        import qiskit
+        import qiskit_aer
+
+        from hybridq.engines.aer import AerEngine
+
+        engine = AerEngine(max_bytes)
+    except BaseException as error:
+        pipe.write(frames.FAILED, f"{type(error).__name__}: {error}".encode())
+        raise
+    versions = {module.__name__: module.__version__ for module in (numpy, qiskit, qiskit_aer)}
+    gc.collect()
+    gc.freeze()  # the libraries' objects stay, so no later collection has to walk over them
+    pipe.write(frames.READY, json.dumps(versions).encode())
+    templates = _Templates()
+    while (message := pipe.read_request()) is not None:
+        pipe.write(*_reply(engine, templates, message))
+
+
+class _Pipe:
+    """Standard input and output of this process, taken away from everything else in it."""
+
+    def __init__(self) -> None:
+        self._input, self._output = os.dup(0), os.dup(1)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.dup2(2, 1)  # what a library prints goes to the log, not between two frames
+
+    def read_request(self) -> bytes | None:
+        """The next request, or None when the parent has closed the pipe or ended."""
+        head = self._read(frames.HEAD.size)
+        if len(head) < frames.HEAD.size:
+            return None
+        kind, length = frames.HEAD.unpack(head)
+        if kind != frames.EVALUATE or length > frames.MAX_LENGTH:
+            raise SystemExit(f"a frame of kind {kind!r} and length {length} is not a request")
+        message = self._read(length)
+        return message if len(message) == length else None
+
+    def _read(self, size: int) -> bytes:
+        """``size`` bytes, fewer only where the input ends."""
+        data = os.read(self._input, min(size, 2**24))
+        if len(data) == size:
+            return data
+        whole = bytearray(data)
+        while data and len(whole) < size:
+            data = os.read(self._input, min(size - len(whole), 2**24))
+            whole += data
+        return bytes(whole)
+
+    def write(self, kind: bytes, message: bytes) -> None:
+        """Send one frame."""
+        view = memoryview(frames.HEAD.pack(kind, len(message)) + message)
+        while view:
+            view = view[os.write(self._output, view) :]
+
+
+class _Templates:
+    """Decoded templates, the least recently used dropped first. One that cannot be decoded is kept as its error."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[Template | HybridqError, int]] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, digest: str, data: bytes) -> None:
+        from hybridq.engines.wire import decode_template
+        from hybridq.errors import EngineFailed, HybridqError
+
+        template: Template | HybridqError
+        try:
+            template = decode_template(data)
+        except HybridqError as error:
+            template = error
+        except Exception as error:  # noqa: BLE001 - QPY raises many types; a bad circuit fails its own programs only
+            template = EngineFailed(f"the circuit could not be read: {type(error).__name__}: {error}")
+        self._bytes += len(data) - self._known.pop(digest, (None, 0))[1]
+        self._known[digest] = (template, len(data))
+
+    def find(self, digest: str) -> Template | HybridqError | None:
+        entry = self._known.get(digest)
+        if entry is None:
+            return None
+        self._known.move_to_end(digest)
+        return entry[0]
+
+    def shrink(self) -> None:
+        """Drop what is over the bound; between requests, so that one request always has all of its own."""
+        while self._bytes > _TEMPLATE_BYTES and len(self._known) > 1:
+            self._bytes -= self._known.popitem(last=False)[1][1]
+
+
+def _reply(engine: AerEngine, templates: _Templates, message: bytes) -> tuple[bytes, bytes]:
+    """Kind and message of the answer."""
+    from hybridq.engines import wire
+    from hybridq.errors import HybridqError
+
+    sent, payload = wire.split_request(message)
+    for digest, data in sent.items():
+        templates.add(digest, data)
+    unpacked = wire.unpack(payload, templates.find)
+    if unpacked.missing:
+        return frames.MISSING, json.dumps(unpacked.missing).encode()
+    programs = [program for program in unpacked.programs if not isinstance(program, HybridqError)]
+    done = iter(engine.evaluate(programs, unpacked.max_bytes))
+    outcomes = [program if isinstance(program, HybridqError) else next(done) for program in unpacked.programs]
+    templates.shrink()
+    return frames.OUTCOMES, wire.pack_outcomes(outcomes)

@@ -1,0 +1,280 @@
+"""What crosses the border of an engine process: programs one way, outcomes the other, never a pickle.
+
+A template travels as QPY and Pauli labels, once for each process; everything else of a batch is one JSON header and
+raw little-endian arrays, so a small call costs tens of microseconds.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qiskit import qpy
+from qiskit.quantum_info import PauliList, SparsePauliOp
+
+from hybridq import errors
+from hybridq.errors import Corrupt, EngineFailed, HybridqError, WorkflowError
+from hybridq.program import NumericPlan, Outcome, Program, Template
+
+__all__ = [
+    "Batch",
+    "Unpacked",
+    "decode_template",
+    "encode_template",
+    "join_request",
+    "pack",
+    "pack_outcomes",
+    "split_request",
+    "unpack",
+    "unpack_outcomes",
+]
+
+Array = NDArray[Any]
+
+QPY_FLOOR = 13  # older versions may execute code when they are loaded (CVE-2025-2000)
+_CACHE_KEY = "wire"
+_LENGTH = struct.Struct("<I")
+_dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Programs, encoded: what is sent to an engine process, or by way of a cluster to a worker that has one."""
+
+    templates: Mapping[str, bytes]
+    """Every encoded template of the batch by its digest; a process that has one already is not sent it again."""
+    payload: bytes
+    """Everything else, in the order of the programs."""
+
+
+# -- frames of a header and arrays -------------------------------------------------------------------------------
+
+
+def _join(header: Any, arrays: Sequence[Array]) -> bytes:
+    head = _dumps(header).encode()
+    return b"".join([_LENGTH.pack(len(head)), head, *(np.ascontiguousarray(a).tobytes() for a in arrays)])
+
+
+def _header(data: bytes) -> tuple[Any, int]:
+    """The JSON header and where the arrays begin."""
+    (length,) = _LENGTH.unpack_from(data)
+    start = _LENGTH.size + length
+    if len(data) < start:
+        raise Corrupt(f"an engine message of {len(data)} bytes ends inside its header of {length}.")
+    return json.loads(data[_LENGTH.size : start]), start
+
+
+class _Arrays:
+    """Takes arrays off a message one after the other, each a copy, so that callers may write to them."""
+
+    def __init__(self, data: bytes, offset: int) -> None:
+        self._data = data
+        self._offset = offset
+
+    def take(self, dtype: str, shape: tuple[int, ...]) -> Array:
+        count = math.prod(shape)
+        size = count * np.dtype(dtype).itemsize
+        if self._offset + size > len(self._data):
+            raise Corrupt(f"an engine message of {len(self._data)} bytes ends inside an array of {size} bytes.")
+        array = np.frombuffer(self._data, dtype, count, self._offset).reshape(shape).copy()
+        self._offset += size
+        return array
+
+
+# -- templates ---------------------------------------------------------------------------------------------------
+
+
+def encode_template(template: Template) -> bytes:
+    """``template`` as data, encoded once and kept in ``template.cache``.
+
+    Raises `WorkflowError` for a circuit that Qiskit cannot serialise.
+    """
+    encoded: bytes | None = template.cache.get(_CACHE_KEY)
+    if encoded is None:
+        buffer = io.BytesIO()
+        try:
+            qpy.dump(template.circuit, buffer)
+        except Exception as error:  # a circuit may hold any object, and QPY raises whatever that object does
+            raise WorkflowError(
+                f"the circuit cannot be sent to an engine process: {error}. Decompose the instructions that Qiskit "
+                "cannot serialise (QPY)."
+            ) from error
+        header = {
+            "digest": template.digest,
+            "qubits": template.num_qubits,
+            "parameters": template.num_parameters,
+            "gates": template.num_gates,
+            "paulis": template.num_paulis,
+            "in_place": template.sampled_in_place,
+            "labels": [o.paulis.to_labels() for o in template.observables],
+        }
+        coefficients = [np.asarray(o.coeffs, dtype="<c16") for o in template.observables]
+        encoded = _join(header, [*coefficients, np.frombuffer(buffer.getvalue(), dtype=np.uint8)])
+        template.cache[_CACHE_KEY] = encoded
+    return encoded
+
+
+def decode_template(data: bytes) -> Template:
+    """The template that `encode_template` was given, but for the identity of its parameter objects.
+
+    Raises `Corrupt` for anything else, in particular for QPY of a version that may execute code.
+    """
+    header, start = _header(data)
+    arrays = _Arrays(data, start)
+    observables = tuple(
+        SparsePauliOp(PauliList(labels), arrays.take("<c16", (len(labels),))) for labels in header["labels"]
+    )
+    circuit = data[start + 16 * sum(map(len, header["labels"])) :]
+    if circuit[:6] != b"QISKIT" or circuit[6] < QPY_FLOOR:
+        raise Corrupt(f"a template's circuit is not QPY of version {QPY_FLOOR} or later; it is not loaded.")
+    return Template(
+        circuit=qpy.load(io.BytesIO(circuit))[0],
+        observables=observables,
+        digest=header["digest"],
+        num_qubits=header["qubits"],
+        num_parameters=header["parameters"],
+        num_gates=header["gates"],
+        num_paulis=header["paulis"],
+        sampled_in_place=header["in_place"],
+    )
+
+
+# -- programs ----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _plan_fields(plan: NumericPlan) -> tuple[Any, ...]:
+    return astuple(plan)
+
+
+def pack(programs: Sequence[Program], max_bytes: int | None = None) -> Batch:
+    """Encode ``programs``; ``max_bytes`` bounds the memory of each one, on top of the engine's own bound.
+
+    Raises `WorkflowError` for a circuit that cannot be serialised.
+    """
+    templates: dict[str, bytes] = {}
+    plans: dict[NumericPlan, int] = {}
+    entries: list[Any] = []
+    arrays: list[Array] = []
+    for program in programs:
+        template = program.template
+        if template.digest not in templates:
+            templates[template.digest] = encode_template(template)
+        plan = plans.setdefault(program.plan, len(plans))
+        entries.append([template.digest, program.rows, template.num_parameters, program.shots, plan,
+                        program.batch_shape, program.observables_shape])  # fmt: skip
+        arrays += (np.asarray(program.theta, dtype="<f8"), np.asarray(program.seeds, dtype="<u8"))
+    header = {"programs": entries, "plans": [_plan_fields(plan) for plan in plans], "max_bytes": max_bytes}
+    return Batch(templates, _join(header, arrays))
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What `unpack` finds in a payload."""
+
+    programs: tuple[Program | HybridqError, ...]
+    """In the order given to `pack`; empty if a template is missing."""
+    max_bytes: int | None
+    missing: tuple[str, ...]
+    """Digests of templates that were not found."""
+
+
+def unpack(payload: bytes, find: Callable[[str], Template | HybridqError | None]) -> Unpacked:
+    """Decode what `pack` made, with templates that ``find`` gives by their digests (None if it has none).
+
+    Where it gives an error, that error takes the place of the program.
+    """
+    header, start = _header(payload)
+    entries = header["programs"]
+    found = {digest: find(digest) for digest in dict.fromkeys(entry[0] for entry in entries)}
+    missing = tuple(digest for digest, template in found.items() if template is None)
+    if missing:
+        return Unpacked((), header["max_bytes"], missing)
+    plans = [_plan(*map(_frozen, fields)) for fields in header["plans"]]
+    arrays = _Arrays(payload, start)
+    programs: list[Program | HybridqError] = []
+    for digest, rows, columns, shots, plan, batch_shape, observables_shape in entries:
+        theta = arrays.take("<f8", (rows, columns))
+        seeds = arrays.take("<u8", (rows, 2))
+        template = found[digest]
+        if isinstance(template, Template):
+            shapes = tuple(batch_shape), tuple(observables_shape)
+            programs.append(Program(template, theta, shots, seeds, plans[plan], *shapes))
+        elif template is not None:
+            programs.append(template)
+    return Unpacked(tuple(programs), header["max_bytes"], ())
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+_plan = lru_cache(maxsize=64)(NumericPlan)
+
+
+# -- outcomes ----------------------------------------------------------------------------------------------------
+
+
+def pack_outcomes(outcomes: Sequence[Outcome | HybridqError]) -> bytes:
+    """Encode outcomes; an error travels as the name of its class and its message."""
+    entries: list[Any] = []
+    arrays: list[Array] = []
+    for outcome in outcomes:
+        if isinstance(outcome, HybridqError):
+            entries.append([type(outcome).__name__, str(outcome)])
+            continue
+        bits = outcome.bits
+        bits_shape = None if bits is None else bits.shape
+        entries.append([outcome.values.shape, bits_shape, outcome.seconds, outcome.peak_bytes])
+        arrays += (np.asarray(outcome.values, dtype="<f8"), np.asarray(outcome.stderrs, dtype="<f8"))
+        if bits is not None:
+            arrays.append(np.asarray(bits, dtype=np.uint8))
+    return _join(entries, arrays)
+
+
+def unpack_outcomes(data: bytes) -> list[Outcome | HybridqError]:
+    """The outcomes that `pack_outcomes` was given, errors as instances of their classes of `hybridq.errors`."""
+    entries, start = _header(data)
+    arrays = _Arrays(data, start)
+    outcomes: list[Outcome | HybridqError] = []
+    for entry in entries:
+        if isinstance(entry[0], str):
+            outcomes.append(_error(*entry))
+            continue
+        shape, bits_shape, seconds, peak_bytes = entry
+        values, stderrs = arrays.take("<f8", tuple(shape)), arrays.take("<f8", tuple(shape))
+        bits = None if bits_shape is None else arrays.take("|u1", tuple(bits_shape))
+        outcomes.append(Outcome(values, stderrs, bits, seconds, peak_bytes))
+    return outcomes
+
+
+def _error(name: str, message: str) -> HybridqError:
+    kind = getattr(errors, name, None) if name in errors.__all__ else None
+    return kind(message) if kind is not None else EngineFailed(f"{name}: {message}")
+
+
+# -- requests to an engine process -------------------------------------------------------------------------------
+
+
+def join_request(templates: Mapping[str, bytes], payload: bytes) -> bytes:
+    """One message of the templates that a process does not have yet, and a payload."""
+    head = _dumps([[digest, len(data)] for digest, data in templates.items()]).encode()
+    return b"".join([_LENGTH.pack(len(head)), head, *templates.values(), payload])
+
+
+def split_request(message: bytes) -> tuple[dict[str, bytes], bytes]:
+    """The templates and the payload of `join_request`."""
+    entries, start = _header(message)
+    templates = {}
+    for digest, length in entries:
+        templates[digest] = message[start : start + length]
+        start += length
+    return templates, message[start:]

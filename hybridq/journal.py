@@ -1,0 +1,596 @@
+"""The run directory: records and values on disk, and the only code that writes them.
+
+::
+
+    NAME/
+      journal.jsonl   one record a line, append-only, each line bound to the one before by SHA-256
+      values/         larger values, each file named by the SHA-256 of its bytes
+      owner           the driver that has the run open: host, process id, since when
+
+A record is written before the call it answers returns, so that any kill of processes leaves it; a background thread
+makes written records durable against power loss within 50 ms. A line is ``{"chain":"<64 hex>",<rest>`` where the 64
+digits are the SHA-256 of the previous line's 64 digits followed by ``<rest>``, byte for byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridq.errors import Corrupt, JournalError, Locked, Version, WorkflowError
+from hybridq.values import Encoded, digest_bytes
+
+__all__ = [
+    "Circuit",
+    "Code",
+    "End",
+    "Evaluation",
+    "Event",
+    "Failure",
+    "Journal",
+    "Loop",
+    "LoopEnd",
+    "Opened",
+    "Record",
+    "Row",
+    "RunHeader",
+    "Step",
+    "Survived",
+    "load_value",
+    "pack_array",
+    "read_records",
+    "run_directory",
+    "run_names",
+    "unpack_array",
+]
+
+FORMAT = 1
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FSYNC_WITHIN = 0.05
+_INLINE_BYTES = 4096
+_CHAIN = re.compile(rb'\{"chain":"([0-9a-f]{64})",')
+_GENESIS = "0" * 64
+
+Document: TypeAlias = Any
+"""A JSON document: an encoded value, or ``{"$": "file", "f": name}`` for one kept in ``values/``."""
+
+
+# -- records -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """First record of every run: what was asked for."""
+
+    kind = "run"
+    format: int
+    name: str
+    workflow: str
+    code: str
+    arguments: str
+    inputs: Document
+    seed: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A driver took the run up: which process, in which environment."""
+
+    kind = "opened"
+    host: str
+    pid: int
+    time: float
+    python: str
+    processor: str
+    versions: Mapping[str, str]
+    command: list[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Source of a step or objective, once for each digest."""
+
+    kind = "code"
+    name: str
+    code: str
+    text: Document
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A circuit with its observables and numeric plan, once for each template and plan."""
+
+    kind = "circuit"
+    program: str
+    sampled: bool
+    circuit: Document
+    observables: Document
+    plan: Document
+    qubits: int
+    gates: int
+    paulis: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A classical step that returned."""
+
+    kind = "step"
+    at: str
+    code: str
+    arguments: str
+    inputs: Document
+    output: Document
+    started: float
+    seconds: float
+    where: str
+    attempt: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A quantum evaluation outside of loops that returned."""
+
+    kind = "eval"
+    at: str
+    program: str
+    theta: Document
+    shots: int | None
+    output: Document
+    started: float
+    seconds: float
+    where: str
+    attempt: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Header of an optimizer loop."""
+
+    kind = "loop"
+    at: str
+    function: str
+    code: str
+    arguments: str
+    inputs: Document
+    method: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One objective evaluation of a loop.
+
+    ``loop`` is the header's line number, ``x`` the packed point, ``where`` the engine that evaluated it: empty for an
+    objective that is not itself a quantum function.
+    """
+
+    kind = "row"
+    loop: int
+    i: int
+    x: str
+    value: float
+    stderr: float
+    shots: int | None
+    seconds: float
+    where: str
+
+
+@dataclass(frozen=True)
+class LoopEnd:
+    """The loop's ``OptimizeResult``."""
+
+    kind = "loop-end"
+    loop: int
+    output: Document
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call that raised; it is tried again unless a `Survived` record follows."""
+
+    kind = "failure"
+    at: str
+    type: str
+    message: str
+    arguments: Document
+    traceback: str
+    started: float
+    seconds: float
+    where: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Survived:
+    """The workflow went on after the failure at this location, so a replay raises it again."""
+
+    kind = "survived"
+    at: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that cannot be computed again: a clock reading, an order of completion."""
+
+    kind = "event"
+    at: str
+    output: Document
+
+
+@dataclass(frozen=True)
+class End:
+    """A driver left the run: ``finished``, ``failed`` or ``interrupted``."""
+
+    kind = "end"
+    status: str
+    output: Document
+    error: str | None
+    seconds: float
+    time: float
+
+
+Record: TypeAlias = (
+    RunHeader | Opened | Code | Circuit | Step | Evaluation | Loop | Row | LoopEnd | Failure | Survived | Event | End
+)
+_KINDS: dict[str, type[Any]] = {
+    c.kind: c
+    for c in (RunHeader, Opened, Code, Circuit, Step, Evaluation, Loop, Row, LoopEnd, Failure, Survived, Event, End)
+}
+_FIELDS = {c: tuple(f.name for f in dataclasses.fields(c)) for c in _KINDS.values()}
+
+
+def pack_array(array: NDArray[np.float64]) -> str:
+    """A vector of float64 as base64 of its little-endian bytes: compact, and exact to the bit."""
+    return base64.b64encode(np.ascontiguousarray(array, dtype="<f8").tobytes()).decode()
+
+
+def unpack_array(text: str) -> NDArray[np.float64]:
+    """The vector that `pack_array` was given, shape (n,)."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
+
+
+# -- run directories ---------------------------------------------------------------------------------------------
+
+
+def run_directory(store: Path, name: str) -> Path:
+    """``store/name``, checked: the name is harmless and the directory lies inside the store.
+
+    Raises `WorkflowError` for any other name, and for a run that is a symbolic link.
+    """
+    if not NAME_PATTERN.fullmatch(name):
+        raise WorkflowError(
+            f"{name!r} cannot name a run: use letters, digits, '.', '_' and '-', begin with a letter or digit, and "
+            "stay within 64 characters."
+        )
+    directory = store / name
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise WorkflowError(f"{directory} is not a directory; choose another name or remove it.")
+    return directory
+
+
+def run_names(store: Path) -> list[str]:
+    """Names of the runs in ``store``, oldest first by last change."""
+    found = [p.parent for p in store.glob("*/journal.jsonl") if not p.parent.is_symlink()]
+    return [p.name for p in sorted(found, key=lambda p: (p / "journal.jsonl").stat().st_mtime)]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What a journal file holds."""
+
+    records: list[tuple[int, Record]] = field(default_factory=list)
+    """Line number, from 1, and record."""
+    chain: str = _GENESIS
+    intact: int = 0
+    """Bytes up to the end of the last whole line."""
+    torn: int = 0
+    """Bytes of an unfinished last line: a write that a kill cut short, never acknowledged."""
+
+
+def read_records(directory: Path) -> list[tuple[int, Record]]:
+    """The records of a run with their line numbers, read without owning it.
+
+    Raises `JournalError` if there is no run, `Corrupt` for a damaged line, `Version` for another format.
+    """
+    return _scan(directory).records
+
+
+def _scan(directory: Path) -> _Scan:
+    path = directory / "journal.jsonl"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise JournalError(f"there is no run in {directory}; `hybridq runs --store DIR` lists the runs.") from None
+    lines = data.split(b"\n")
+    torn = len(lines.pop())
+    chain, records = _GENESIS, []
+    for number, line in enumerate(lines, start=1):
+        head = _CHAIN.match(line)
+        if head is None or (found := _link(chain, line[head.end() :])) != head[1].decode():
+            raise Corrupt(
+                f"{path}, line {number}: its checksum does not match; the line or the one before it was changed. "
+                "Nothing was run or written. Restore the file from a copy, or start a run under another name."
+            )
+        chain = found
+        records.append((number, _parse(json.loads(b"{" + line[head.end() :]), path, number)))
+    if records and not isinstance(records[0][1], RunHeader):
+        raise Corrupt(f"{path}, line 1: the run's header is missing.")
+    return _Scan(records, chain, len(data) - torn, torn)
+
+
+def _link(chain: str, rest: bytes) -> str:
+    return hashlib.sha256(chain.encode() + rest).hexdigest()
+
+
+def _parse(fields: dict[str, Any], path: Path, number: int) -> Record:
+    kind = _KINDS.get(fields.pop("k", ""))
+    if number == 1 and fields.get("format") != FORMAT:
+        raise Version(
+            f"{path} has format {fields.get('format')}, this hybridq reads format {FORMAT}; it was left untouched. "
+            "Use the version of hybridq that wrote it."
+        )
+    if kind is None or set(fields) != set(_FIELDS[kind]):
+        raise Version(f"{path}, line {number}: a record that this version of hybridq does not know; left untouched.")
+    record: Record = kind(**fields)
+    return record
+
+
+def load_value(directory: Path, document: Document) -> Encoded:
+    """The encoded value behind a record's document, its attachments read and checked.
+
+    Raises `Corrupt`, naming the file, if one is missing or its bytes do not match its name.
+    """
+    if isinstance(document, dict) and document.get("$") == "file":
+        document = json.loads(_read_value(directory, document["f"]))
+    return Encoded(document, {name: _read_value(directory, name) for name in _attachments(document)})
+
+
+def _read_value(directory: Path, name: str) -> bytes:
+    path = directory / "values" / name
+    if not re.fullmatch(r"[0-9a-f]{64}\.(json|npy|qpy)", name):
+        raise Corrupt(f"{directory}: {name!r} is not the name of a stored value.")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Corrupt(f"{path} is missing or unreadable ({error.strerror}); restore it from a copy.") from error
+    if digest_bytes(data) != name.partition(".")[0]:
+        raise Corrupt(f"{path}: its bytes do not match the checksum in its name; restore it from a copy.")
+    return data
+
+
+def _attachments(document: Document) -> Iterator[str]:
+    if isinstance(document, dict):
+        if document.get("$") in ("npy", "qpy"):
+            yield document["f"]
+        for member in document.values():
+            yield from _attachments(member)
+    elif isinstance(document, list):
+        for member in document:
+            yield from _attachments(member)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """An open run directory. Thread-safe; one process at a time owns it.
+
+    Opening creates the directory (mode 0700), takes ownership, checks every line and drops an unfinished last one.
+    Raises `Locked` if another driver has it open, naming process and host; ``take_over`` allows taking it from a driver
+    on another host that is known to be gone. Raises `Corrupt` and `Version` as `read_records` does.
+    """
+
+    def __init__(self, directory: Path, *, take_over: bool = False) -> None:
+        self.directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (directory / "values").mkdir(mode=0o700, exist_ok=True)
+        self._owner = _own(directory, take_over)
+        try:
+            path = directory / "journal.jsonl"
+            self._scan = _scan(directory) if path.exists() else _Scan()
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except BaseException:
+            _disown(self._owner)
+            raise
+        self.records = self._scan.records
+        """Line numbers and records found when the run was opened."""
+        if self._scan.torn:
+            os.ftruncate(self._fd, self._scan.intact)
+        self._chain, self._size, self._line = self._scan.chain, self._scan.intact, len(self.records)
+        self._lock = threading.Lock()
+        self._broken: str | None = None
+        self._unsynced: list[Path] = []
+        self._dirty = threading.Event()
+        self._closing = threading.Event()
+        self._syncer = threading.Thread(target=self._sync_forever, name="hybridq-journal", daemon=True)
+        self._syncer.start()
+
+    def append(self, record: Record) -> int:
+        """Write ``record``; return its line number.
+
+        When this returns the record survives any kill of processes. Raises `JournalError` if it could not be written
+        whole (the file is cut back to its last whole line), or if an earlier write or sync failed.
+        """
+        fields: dict[str, Any] = {"k": record.kind}
+        for name in _FIELDS[type(record)]:
+            fields[name] = getattr(record, name)
+        rest = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()[1:]
+        with self._lock:
+            self._check()
+            chain = _link(self._chain, rest)
+            line = b'{"chain":"' + chain.encode() + b'",' + rest + b"\n"
+            self._write(line)
+            self._chain = chain
+            self._size += len(line)
+            self._line += 1
+            number = self._line
+        self._dirty.set()
+        return number
+
+    def store(self, encoded: Encoded) -> Document:
+        """Keep an encoded value; return the document that stands for it in a record."""
+        for name, data in encoded.attachments.items():
+            self._store_file(name, data)
+        text = json.dumps(encoded.document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        if len(text) <= _INLINE_BYTES:
+            return encoded.document
+        name = f"{digest_bytes(text)}.json"
+        self._store_file(name, text)
+        return {"$": "file", "f": name}
+
+    def load(self, document: Document) -> Encoded:
+        """The encoded value that `store` was given."""
+        return load_value(self.directory, document)
+
+    def sync(self) -> None:
+        """Make everything written so far durable against power loss; raises `JournalError` if that fails."""
+        with self._lock:
+            self._check()
+            files, self._unsynced = self._unsynced, []
+        try:
+            for path in files:
+                _fsync_path(path)
+            if files:
+                _fsync_path(self.directory / "values")
+            os.fsync(self._fd)
+        except OSError as error:
+            # after a failed fsync the kernel may have dropped the pages: trying again would lie
+            self._broken = f"{self.directory}: making records durable failed ({error.strerror})"
+            raise JournalError(f"{self._broken}; run again when the disk works.") from error
+
+    def close(self) -> None:
+        """Make everything durable, and give up ownership. A second call does nothing."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._dirty.set()
+        self._syncer.join()
+        try:
+            if self._broken is None:
+                self.sync()
+        finally:
+            os.close(self._fd)
+            _disown(self._owner)
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise JournalError(f"{self._broken}; nothing more is recorded. Run again when that is mended.")
+
+    def _write(self, line: bytes) -> None:
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        except OSError as error:
+            message = f"{self.directory / 'journal.jsonl'}: writing a record failed ({error.strerror})"
+            try:
+                os.ftruncate(self._fd, self._size)
+            except OSError:
+                self._broken = message
+            raise JournalError(f"{message}; nothing recorded is lost. Free space and run again to resume.") from error
+
+    def _store_file(self, name: str, data: bytes) -> None:
+        path = self.directory / "values" / name
+        if path.exists():
+            return
+        part = path.with_name(f".{name}.{threading.get_ident()}.part")
+        try:
+            with open(part, "wb") as file:
+                file.write(data)
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            message = f"{path}: writing a value failed ({error.strerror}); free space and run again."
+            raise JournalError(message) from error
+        with self._lock:
+            self._unsynced.append(path)
+        self._dirty.set()
+
+    def _sync_forever(self) -> None:
+        while not self._closing.is_set():
+            self._dirty.wait()
+            if self._closing.wait(_FSYNC_WITHIN):
+                return
+            self._dirty.clear()
+            try:
+                self.sync()
+            except JournalError:
+                return  # kept in _broken: the next append raises it
+
+
+def _fsync_path(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _own(directory: Path, take_over: bool) -> int:
+    """Take ownership of a run: a lock that the kernel frees with the process, and a text that says whose it is."""
+    path = directory / "owner"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = False
+        except BlockingIOError:
+            held = True
+        text = os.pread(fd, 4096, 0)
+        owner = _read_owner(text)
+        if held:
+            raise Locked(f"{directory} is in use by {owner}; wait for it to end, or stop it, then run again.")
+        if text and owner.host != socket.gethostname() and not take_over:
+            raise Locked(
+                f"{directory} was left open by {owner} on another host, whose locks may not reach here. If that driver "
+                "is gone, run again with --take-over (take_over=True)."
+            )
+        os.ftruncate(fd, 0)
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        os.pwrite(fd, json.dumps(me).encode(), 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _disown(fd: int) -> None:
+    os.ftruncate(fd, 0)
+    os.close(fd)
+
+
+@dataclass(frozen=True)
+class _Owner:
+    host: str
+    pid: int
+    since: float
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"process {self.pid}@{self.host} since {since}"
+
+
+def _read_owner(text: bytes) -> _Owner:
+    try:
+        fields = json.loads(text)
+        return _Owner(str(fields["host"]), int(fields["pid"]), float(fields["since"]))
+    except (ValueError, KeyError, TypeError):
+        return _Owner("an unknown host", 0, 0.0)

@@ -1,0 +1,683 @@
+"""The language: what a researcher decorates, calls and runs."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import itertools
+import multiprocessing
+import os
+import re
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from hybridq import journal as records
+from hybridq.dispatch import driver_engine
+from hybridq.errors import NotFinite, WorkflowError
+from hybridq.journal import Journal, run_directory
+from hybridq.location import Location, seed_key
+from hybridq.program import Outcome, Request, program, result
+from hybridq.progress import Progress
+from hybridq.resources import Need, parse_bytes
+from hybridq.runner import LoopCall, Pending, Run, StepCall, describe_call, scalar
+from hybridq.scope import Describing, Scope, StepScope, current
+from hybridq.source import source_of, unwrap
+from hybridq.values import digest, encode
+
+__all__ = [
+    "ClassicalFunction",
+    "Future",
+    "Overrides",
+    "QuantumFunction",
+    "RunReport",
+    "WorkflowFunction",
+    "as_completed",
+    "classical",
+    "expval",
+    "map",
+    "minimize",
+    "now",
+    "overrides",
+    "quantum",
+    "rng",
+    "run",
+    "sample",
+    "workflow",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_MAP_WINDOW = 256
+"""Children of one ``map`` that are live at once; each map has a window of its own, so nested maps cannot deadlock."""
+
+
+# -- decorated functions -------------------------------------------------------------------------------------------
+
+
+class _Decorated(Generic[P, R]):
+    """A researcher's function with a name in runs; a plain function outside of one."""
+
+    __wrapped__: Callable[P, R]
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        if not inspect.isfunction(function):
+            raise WorkflowError(f"{function!r} is not a function; decorate functions defined with def.")
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise WorkflowError(f"{function.__qualname__} is a coroutine or generator; decorate plain functions.")
+        self.__wrapped__ = function
+        self.__name__, self.__qualname__ = function.__name__, function.__qualname__
+        self.__module__, self.__doc__ = function.__module__, function.__doc__
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        if instance is None:
+            return self
+        raise WorkflowError(
+            f"{self.__name__} is decorated inside the class {owner.__qualname__}; decorate functions of a module and "
+            "pass them what they need, so that every argument is recorded."
+        )
+
+
+class ClassicalFunction(_Decorated[P, R]):
+    """A classical step; made by `classical`."""
+
+    def __init__(self, function: Callable[P, R], memory: int, retries: int, timeout: float | None,
+                 version: str | None) -> None:  # fmt: skip
+        super().__init__(function)
+        self._memory, self._retries, self._timeout, self._version = memory, retries, timeout, version
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the step and return its value: on the cluster in a run, here outside of one or inside another step."""
+        scope = _scope(self.__name__)
+        if scope is None:
+            return self.__wrapped__(*args, **kwargs)
+        value: R = scope.run.wait(scope, self._start(scope, scope.next(_name(self)), args, kwargs))
+        return value
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Start the step and return a future for its value."""
+        scope = _scope(self.__name__)
+        if scope is None:
+            return Future(None, None, functools.partial(self.__wrapped__, *args, **kwargs))
+        return Future(scope.run, self._start(scope, scope.next(_name(self)), args, kwargs))
+
+    def _start(self, scope: Scope, location: Location, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pending:
+        run: Run = scope.run
+        run.go_on(scope)
+        try:
+            bound = inspect.signature(self.__wrapped__).bind(*args, **kwargs)
+        except TypeError as error:
+            raise WorkflowError(f"{self.__name__}{inspect.signature(self.__wrapped__)}: {error}") from error
+        return run.step(
+            location,
+            StepCall(
+                self.__name__, self.__wrapped__, run.source(self.__wrapped__, self._version), bound.args, bound.kwargs,
+                Need(self._memory, 0.0), self._retries, self._timeout,
+            ),
+        )  # fmt: skip
+
+
+class QuantumFunction(_Decorated[P, Request]):
+    """A quantum function; made by `quantum`."""
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        super().__init__(function)
+        self._calls = itertools.count()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Evaluate: an `Estimate` for `expval`, a Qiskit ``BitArray`` for `sample`."""
+        scope = self._scope()
+        describe = functools.partial(self.__wrapped__, *args, **kwargs)
+        if scope is None:
+            return _evaluate_outside(self.__name__, describe, next(self._calls))
+        scope.run.go_on(scope)
+        return scope.run.evaluate(scope, scope.next(_name(self)), self.__name__, describe)
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[Any]:
+        """Queue the evaluation and return a future for its value."""
+        scope = self._scope()
+        if scope is None:
+            return Future(None, None, functools.partial(self, *args, **kwargs))
+        return Future(scope.run, self._start(scope, scope.next(_name(self)), args, kwargs))
+
+    def _start(self, scope: Scope, location: Location, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pending:
+        run: Run = scope.run
+        run.go_on(scope)
+        describe = functools.partial(self.__wrapped__, *args, **kwargs)
+        return run.submit_evaluation(location, self.__name__, describe)
+
+    def _scope(self) -> Scope | None:
+        if isinstance(current.get(), StepScope):
+            raise WorkflowError(
+                f"the quantum function {self.__name__} was called inside a classical step; a step runs on one worker "
+                "and cannot wait for devices. Call it in the workflow and pass its value to the step."
+            )
+        return _scope(self.__name__)
+
+
+class WorkflowFunction(_Decorated[P, R]):
+    """A workflow; made by `workflow`."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the body: in a scope of its own in a run, as a plain function outside of one."""
+        scope = _scope(self.__name__)
+        if scope is None:
+            return self.__wrapped__(*args, **kwargs)
+        scope.run.go_on(scope)
+        value: R = scope.run.enter(scope, scope.next(_name(self)), self.__wrapped__, args, kwargs)
+        return value
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Start the workflow beside the caller and return a future for its value."""
+        scope = _scope(self.__name__)
+        if scope is None:
+            return Future(None, None, functools.partial(self.__wrapped__, *args, **kwargs))
+        scope.run.go_on(scope)
+        return Future(scope.run, scope.run.spawn(scope.next(_name(self)), self.__wrapped__, args, kwargs))
+
+
+@overload
+def classical(function: Callable[P, R]) -> ClassicalFunction[P, R]: ...
+@overload
+def classical(*, memory: str | int = 0, retries: int = 0, timeout: float | None = None, version: str | None = None
+              ) -> Callable[[Callable[P, R]], ClassicalFunction[P, R]]: ...  # fmt: skip
+def classical(function: Any = None, *, memory: str | int = 0, retries: int = 0, timeout: float | None = None,
+              version: str | None = None) -> Any:  # fmt: skip
+    """Make a function a classical step: in a run it executes on the Dask cluster, once, and its value is recorded.
+
+    ``memory`` (``"1 GiB"`` or bytes) is set aside on the worker; ``retries`` says how often a step that raised is tried
+    again (one whose worker was lost is tried again anyway); ``timeout`` is in seconds. ``version`` replaces the
+    function's source in its digest. Arguments and value must be data (`hybridq.values.encode` lists the types).
+    Raises `WorkflowError` for options of the wrong kind.
+    """
+    try:
+        amount = parse_bytes(memory)
+    except ValueError as error:
+        raise WorkflowError(f"memory: {error}") from error
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise WorkflowError(f"retries is {retries!r}; it must be an integer, 0 or more.")
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise WorkflowError(f"timeout is {timeout!r}; it must be a positive number of seconds, or None.")
+
+    def decorate(f: Callable[P, R]) -> ClassicalFunction[P, R]:
+        return ClassicalFunction(f, amount, retries, timeout, version)
+
+    return decorate if function is None else decorate(function)
+
+
+def quantum(function: Callable[P, Request]) -> QuantumFunction[P]:
+    """Make a function a quantum one: its body returns `expval` or `sample` and does nothing else."""
+    return QuantumFunction(function)
+
+
+def workflow(function: Callable[P, R]) -> WorkflowFunction[P, R]:
+    """Make a function a workflow: plain Python that calls steps, quantum functions, loops and other workflows."""
+    return WorkflowFunction(function)
+
+
+def expval(circuit: Any, observables: Any, theta: Any = None, *, shots: int | None = None,
+           precision: float | None = None) -> Request:  # fmt: skip
+    """Describe expectation values of ``observables`` in the state that ``circuit`` prepares.
+
+    ``circuit`` is a Qiskit ``QuantumCircuit`` without measurements before its end. ``observables`` is a
+    ``SparsePauliOp``, Pauli, label, ``{label: coefficient}`` dict, list of (label, coefficient) pairs, or a nested
+    sequence of these. ``theta`` has shape (..., P), radians, for the P parameters in the order of
+    ``circuit.parameters``, or maps parameters or their names to values; its leading axes broadcast with the
+    observables' shape as in a Qiskit PUB. Exact without ``shots`` and ``precision``; ``shots`` are split among groups of qubit-wise commuting Paulis;
+    ``precision`` asks for the shots that keep the standard error below it whatever the state.
+    """
+    if observables is None:
+        raise WorkflowError("no observable was given; hq.expval(circuit, observables, theta) needs at least one.")
+    return Request(circuit, observables, theta, shots, precision)
+
+
+def sample(circuit: Any, theta: Any = None, *, shots: int) -> Request:
+    """Describe ``shots`` samples of bit strings from ``circuit``, for each row of ``theta`` (shape (..., P), radians).
+
+    A circuit without classical bits has all its qubits measured; otherwise its own measurements count.
+    """
+    return Request(circuit, None, theta, shots, None)
+
+
+class Future(Generic[R]):
+    """The value of a call that was submitted."""
+
+    def __init__(self, run: Run | None, pending: Pending | None, plain: Callable[[], R] | None = None) -> None:
+        self._run, self._pending = run, pending
+        self._value: R | None = None
+        self._error: Exception | None = None
+        if plain is not None:  # outside of a run: done at once
+            try:
+                self._value = plain()
+            except Exception as error:  # noqa: BLE001  # raised by result(), as in a run
+                self._error = error
+
+    def result(self) -> R:
+        """Wait for the value and return it; raises what the call raised."""
+        if self._pending is None or self._run is None:
+            if self._error is not None:
+                raise self._error
+            return self._value  # type: ignore[return-value]
+        scope = current.get()
+        if not isinstance(scope, Scope) or scope.run is not self._run:
+            raise WorkflowError("a future's result was asked for outside of the workflow that submitted it.")
+        value: R = self._run.wait(scope, self._pending)
+        return value
+
+
+def as_completed(futures: Iterable[Future[R]]) -> Iterator[Future[R]]:
+    """The futures in the order in which they complete; the order is recorded, and a replay repeats it."""
+    listed = list(futures)
+    scope = _scope("as_completed")
+    if scope is None:
+        yield from listed
+        return
+    pendings = [f._pending for f in listed]
+    for index in scope.run.first_done(scope, pendings):
+        yield listed[index]
+
+
+def map(function: Callable[..., R], *iterables: Iterable[Any], return_exceptions: bool = False) -> list[Any]:
+    """Call ``function`` for the members of ``iterables`` (of equal lengths) side by side; the values in order.
+
+    ``function`` is a decorated function, or any function, which then counts as a workflow. All calls finish; then the
+    exception of the lowest index is raised, or exceptions stand in their places with ``return_exceptions``.
+    """
+    if not iterables:
+        raise WorkflowError("hq.map needs at least one iterable: hq.map(function, [1, 2, 3]).")
+    try:
+        calls = list(zip(*iterables, strict=True))
+    except ValueError as error:
+        raise WorkflowError(f"the iterables of hq.map have different lengths: {error}") from error
+    if not callable(function):
+        raise WorkflowError(f"{function!r} cannot be called; hq.map(function, iterable) takes the function first.")
+    name = _name(function)
+    scope = _scope(f"map({name})")
+    takes: list[Callable[[], Any]]
+    if scope is None:
+        takes = [functools.partial(function, *call) for call in calls]
+    else:
+        run: Run = scope.run
+        run.go_on(scope)
+        pendings = _start_all(scope, function, name, calls)
+        takes = [functools.partial(run.wait, scope, pending) for pending in pendings]
+    values: list[Any] = []
+    errors: list[Exception] = []
+    for take in takes:
+        try:
+            values.append(take())
+        except Exception as error:  # noqa: BLE001  # all calls finish before one is raised
+            values.append(error)
+            errors.append(error)
+    if errors and not return_exceptions:
+        raise errors[0]
+    return values
+
+
+def _start_all(scope: Scope, function: Any, name: str, calls: Sequence[tuple[Any, ...]]) -> list[Pending]:
+    run: Run = scope.run
+    base = scope.reserve(name, len(calls))
+    locations = [scope.location.child(name, base + i) for i in range(len(calls))]
+    if isinstance(function, (ClassicalFunction, QuantumFunction)):
+        return [function._start(scope, at, call, {}) for at, call in zip(locations, calls, strict=True)]
+    body = unwrap(function)
+    window = threading.Semaphore(_MAP_WINDOW)
+    pendings = []
+    for at, call in zip(locations, calls, strict=True):
+        window.acquire()
+        pendings.append(run.spawn(at, body, call, {}, window.release))
+    return pendings
+
+
+def rng() -> np.random.Generator:
+    """A random generator that a replay repeats: seeded by the run's seed and the place of this call."""
+    scope = current.get()
+    if isinstance(scope, Scope):
+        at, seed = scope.next("rng"), scope.run.seed
+    elif isinstance(scope, StepScope):
+        at, seed = scope.location.child("rng", scope.generators), scope.seed
+        scope.generators += 1
+    else:
+        _scope("rng")
+        return np.random.default_rng()
+    return np.random.Generator(np.random.Philox(key=np.array(seed_key(seed, at), dtype=np.uint64)))
+
+
+def now() -> float:
+    """The time in seconds since the epoch; recorded in workflows, so that a replay reads the same."""
+    scope = _scope("now")
+    if scope is None:
+        return time.time()
+    at = scope.next("now")
+    value: float = scope.run.event(at, time.time)
+    return value
+
+
+# -- loops ---------------------------------------------------------------------------------------------------------
+
+
+def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), method: Any = None, jac: Any = None,
+             hess: Any = None, hessp: Any = None, bounds: Any = None, constraints: Any = (), tol: float | None = None,
+             callback: Callable[..., Any] | None = None, options: Mapping[str, Any] | None = None) -> Any:  # fmt: skip
+    """Minimize ``fun(x, *args)`` as ``scipy.optimize.minimize`` does; every evaluation is recorded.
+
+    ``fun`` is a quantum function or any function that returns one real number; ``x0`` has shape (n,) and is finite.
+    ``method`` is one of scipy's names or a callable with scipy's signature for custom minimizers. Returns scipy's
+    ``OptimizeResult``. A finished loop returns its recorded result; an unfinished one goes on where it stood. Raises
+    `WorkflowError` for bad settings before anything is evaluated, `NotFinite` if the objective is NaN or infinite.
+    """
+    from scipy import optimize
+
+    if not callable(fun):
+        raise WorkflowError(f"fun is {fun!r}; give a quantum function or any function of (x, *args).")
+    start = _start_point(x0)
+    args = args if isinstance(args, tuple) else (args,)
+    _check_method(method)
+
+    def solve(objective: Callable[..., float], inner: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Any:
+        def wrapped(name: str, value: Any) -> Any:
+            return inner(name, value) if callable(value) else value
+
+        return optimize.minimize(
+            objective, start.copy(), args, method, wrapped("jac", jac), wrapped("hess", hess), wrapped("hessp", hessp),
+            bounds, _wrap_constraints(constraints, inner), tol, wrapped("callback", callback),
+            None if options is None else dict(options),
+        )  # fmt: skip
+
+    scope = _scope("minimize")
+    if scope is None:
+        return _minimize_outside(fun, args, solve)
+    run: Run = scope.run
+    run.go_on(scope)
+    location = scope.next("minimize")
+    settings = {
+        "x0": start, "args": args, "method": method, "jac": jac, "hess": hess, "hessp": hessp, "bounds": bounds,
+        "constraints": constraints, "tol": tol, "callback": callback, "options": options,
+    }  # fmt: skip
+    call = LoopCall(
+        name=_name(fun),
+        source=run.source(unwrap(fun)),
+        arguments={key: _setting(value, run) for key, value in settings.items()},
+        method=method if isinstance(method, str) else _name(method) if callable(method) else "default",
+        describe=fun.__wrapped__ if isinstance(fun, QuantumFunction) else None,
+        function=fun,
+        args=args,
+        solve=solve,
+    )
+    return run.loop(scope, location, call)
+
+
+def _start_point(x0: Any) -> np.ndarray[Any, Any]:
+    try:
+        start = np.atleast_1d(np.asarray(x0, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise WorkflowError(f"x0 is not an array of real numbers: {error}") from error
+    if start.ndim != 1:
+        raise WorkflowError(f"x0 has shape {start.shape}; it must be one-dimensional.")
+    if not np.isfinite(start).all():
+        where = int(np.argmin(np.isfinite(start)))
+        raise WorkflowError(f"x0[{where}] is {start[where]}; a start point must be finite.")
+    return start
+
+
+def _check_method(method: Any) -> None:
+    from scipy import optimize
+
+    if method is None or callable(method):
+        return
+    if not isinstance(method, str):
+        raise WorkflowError(f"method is {method!r}; give the name of one of scipy's methods, or a callable.")
+    try:
+        optimize.show_options("minimize", method, disp=False)
+    except ValueError as error:
+        raise WorkflowError(
+            f"{method!r} is not a method of scipy.optimize.minimize; give one of its names (such as 'L-BFGS-B', "
+            "'COBYLA', 'SLSQP') or a callable with its signature."
+        ) from error
+
+
+def _setting(value: Any, run: Run) -> Any:
+    """A setting of a loop as data: functions by their code, scipy's constraint objects by their members."""
+    if callable(value):
+        return {"code": run.source(value).digest}
+    if type(value).__module__.startswith("scipy.optimize"):
+        return {"type": type(value).__name__, **{k: _setting(v, run) for k, v in sorted(vars(value).items())}}
+    if isinstance(value, Mapping):
+        return {k: _setting(v, run) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_setting(v, run) for v in value)
+    return value
+
+
+def _wrap_constraints(constraints: Any, inner: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Any:
+    """``constraints`` with their functions run in scopes of the loop."""
+    if isinstance(constraints, Mapping):
+        return {k: inner(f"constraint_{k}", v) if callable(v) else v for k, v in constraints.items()}
+    if isinstance(constraints, (list, tuple)):
+        return [_wrap_constraints(c, inner) for c in constraints]
+    if type(constraints).__name__ == "NonlinearConstraint":
+        changed = {k: inner(f"constraint_{k}", v) if callable(v) else v for k, v in vars(constraints).items()}
+        return type(constraints)(**{k: v for k, v in changed.items() if not k.startswith("_")})
+    return constraints
+
+
+def _minimize_outside(fun: Callable[..., Any], args: tuple[Any, ...], solve: Callable[..., Any]) -> Any:
+    counter = itertools.count()
+
+    def objective(x: Any, *_: Any) -> float:
+        at = Location(f"minimize/{_name(fun)}[{next(counter)}]")
+        point = np.array(x, dtype=np.float64)
+        if not np.isfinite(point).all():
+            raise NotFinite(f"{at}: the optimizer asked for {point.tolist()}.")
+        return scalar(fun(point.copy(), *args), at, point)
+
+    with threadpool_limits(limits=1):
+        return solve(objective, lambda _, function: function)
+
+
+# -- outside of runs -------------------------------------------------------------------------------------------------
+
+_open_runs: set[Run] = set()
+
+
+def _scope(what: str) -> Scope | None:
+    """The scope to record in, or None where a decorated function is a plain one (outside of runs, inside a step)."""
+    scope = current.get()
+    if isinstance(scope, Scope):
+        return scope
+    if isinstance(scope, Describing):
+        raise WorkflowError(
+            f"{what} was called inside the quantum function {scope.name}, which must only describe one evaluation: "
+            "return hq.expval(...) or hq.sample(...). Do the rest in a workflow."
+        )
+    if scope is None and _open_runs:
+        raise WorkflowError(
+            f"{what} was called in the thread {threading.current_thread().name!r}, which the run did not start, so its "
+            "place in the record is unknown. Use hq.map or .submit for concurrency."
+        )
+    return None
+
+
+def _evaluate_outside(name: str, describe: Callable[[], Request], call: int) -> Any:
+    """Evaluate on this process' own engine; samples are seeded by 0, the function's name and the call's number."""
+    asked = program(describe_call(name, describe), seed=0, location=Location(f"{name}[{call}]"))
+    outcome = driver_engine().evaluate([asked])[0]
+    if not isinstance(outcome, Outcome):
+        raise outcome
+    return result(asked, outcome)
+
+
+def _name(function: Any) -> str:
+    """A function's name as a step of a location."""
+    name = str(getattr(unwrap(function), "__name__", type(function).__name__))
+    return re.sub(r"[^A-Za-z0-9_]", "", name) or "call"
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What one ``run`` did, for the command line."""
+
+    name: str
+    directory: str
+    value: Any
+    seconds: float
+    evaluations_executed: int
+    evaluations_replayed: int
+    steps_executed: int
+    steps_replayed: int
+
+
+@dataclass
+class Overrides:
+    """Options that replace the keywords of every ``run`` of a script, and the reports of those runs."""
+
+    name: str | None = None
+    store: str | None = None
+    seed: int | None = None
+    workers: int | None = None
+    cluster: str | None = None
+    take_over: bool = False
+    reports: list[RunReport] = field(default_factory=list)
+
+
+overrides: ContextVar[Overrides | None] = ContextVar("hybridq_overrides", default=None)
+"""Set by the command line while it executes a script."""
+
+
+def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: int | None = None,
+        cluster: Any = None, store: str | os.PathLike[str] | None = None, workers: int | None = None,
+        take_over: bool = False) -> R:  # fmt: skip
+    """Run ``workflow(*args)``, or finish it: the same call on a run that was interrupted goes on where it stood.
+
+    The record is kept in ``store/name`` (default ``./runs``). Without a ``name`` the run is named by the workflow and a
+    digest of arguments, seed and code, so that an edit makes a new run; a given name is strict. ``seed`` (default 0)
+    seeds all randomness. ``cluster`` is None for a Dask cluster of ``workers`` processes (default: one for each core)
+    on this machine, a scheduler's address, or a ``distributed.Client``; it starts when the first call needs it.
+    ``take_over`` takes a run from a driver on another host that is known to be gone.
+
+    Returns the workflow's value. Raises what the workflow raises; `WorkflowError` for a call written wrongly;
+    `JournalError` if the run is in use or damaged.
+    """
+    asked = overrides.get() or Overrides()
+    cluster = asked.cluster if asked.cluster is not None else cluster
+    workers = asked.workers if asked.workers is not None else workers
+    seed = asked.seed if asked.seed is not None else seed
+    _check_run(workflow, seed, workers)
+    seed = 0 if seed is None else int(seed)
+    body = unwrap(workflow)
+    title = _name(workflow)
+    inputs = encode(list(args), f"argument of {title}()")
+    hashed = digest(list(args), f"argument of {title}()")
+    code = source_of(body)
+    name = asked.name or name or f"{title[:40]}-{digest([hashed, seed, code.digest])[:10]}"
+    directory = run_directory(Path(asked.store or store or "runs"), name)
+    # the lock of a run is its process': one driver thread at a time
+    journal = Journal(directory, take_over=take_over or asked.take_over)
+    progress = Progress()
+    try:
+        header = records.RunHeader(records.FORMAT, name, title, code.digest, hashed, journal.store(inputs), seed)
+        opened = Run(
+            journal=journal, header=header, cluster=cluster, workers=workers or os.cpu_count() or 1, progress=progress,
+            guarded=_guarded(sys._getframe(1)),
+        )  # fmt: skip
+    except BaseException:
+        journal.close()
+        raise
+    try:
+        value: R = _finish(opened, journal, progress, title, body, args, asked)
+        return value
+    finally:
+        journal.close()
+
+
+def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body: Callable[..., R],
+            args: tuple[Any, ...], asked: Overrides) -> R:  # fmt: skip
+    if opened.resumed:
+        progress.message(f"resuming {opened.name} from {journal.directory}")
+    _open_runs.add(opened)
+    root = Scope(opened, Location(title))
+    token = current.set(root)
+    leave = opened.dispatcher.close
+    try:
+        import scipy.linalg  # noqa: F401  # its BLAS must be loaded to be limited
+
+        with threadpool_limits(limits=1):
+            value = body(*args)
+        opened.go_on(root)
+        opened.end("finished", value)
+    except KeyboardInterrupt:
+        leave = opened.dispatcher.abort
+        opened.end("interrupted")
+        progress.message(f"interrupted; everything recorded is kept. Resume with: {shlex.join(sys.orig_argv)}")
+        raise
+    except BaseException as error:
+        opened.end("failed", error=error)
+        progress.message(f"failed; everything recorded is kept. Run again with: {shlex.join(sys.orig_argv)}")
+        raise
+    finally:
+        current.reset(token)
+        _open_runs.discard(opened)
+        leave()
+        progress.close()
+    seconds = time.monotonic() - opened.began
+    counts = asdict(opened.counts)
+    asked.reports.append(RunReport(opened.name, str(journal.directory), value, seconds, **counts))
+    progress.message(
+        f"{opened.name} finished in {seconds:.1f} s: {counts['evaluations_executed']} evaluations and "
+        f"{counts['steps_executed']} steps executed, {counts['evaluations_replayed']} and {counts['steps_replayed']} "
+        f"answered from the record in {journal.directory}"
+    )
+    return value
+
+
+def _check_run(workflow: Any, seed: Any, workers: Any) -> None:
+    if multiprocessing.parent_process() is not None:
+        raise WorkflowError(_UNGUARDED)
+    if isinstance(current.get(), Scope) or current.get() is not None:
+        raise WorkflowError("hq.run was called inside a run; call the workflow itself, it becomes part of this run.")
+    if isinstance(workflow, (ClassicalFunction, QuantumFunction)) or not callable(workflow):
+        raise WorkflowError(f"hq.run takes a workflow, not {workflow!r}; decorate a function with @hq.workflow.")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
+        raise WorkflowError(f"seed is {seed!r}; it must be an integer.")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise WorkflowError(f"workers is {workers!r}; it must be an integer, 1 or more.")
+
+
+_UNGUARDED = (
+    "hq.run is called when the script is imported, and each worker process imports it: put the call below "
+    '`if __name__ == "__main__":`.'
+)
+
+
+def _guarded(frame: FrameType | None) -> bool:
+    """Whether workers can import the main script without running it again: the call stands below a main guard."""
+    main = sys.modules["__main__"]
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals is vars(main):
+            break
+        frame = frame.f_back
+    path = getattr(main, "__file__", None)
+    if frame is None or path is None or getattr(main, "__spec__", None) is not None:
+        return True
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError):
+        return True
+    for node in tree.body:
+        if isinstance(node, ast.If) and node.lineno <= frame.f_lineno <= (node.end_lineno or node.lineno):
+            return any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
+    return False

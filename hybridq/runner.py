@@ -1,0 +1,779 @@
+"""An open run: every call is answered from the journal if it is recorded, and run, then recorded, if not.
+
+There is one code path: a fresh run is a run whose journal is empty.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import difflib
+import functools
+import json
+import math
+import os
+import platform
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from hybridq import journal as records
+from hybridq.dispatch import Dispatcher, Evaluated, ProgramAsk, StepAsk
+from hybridq.errors import Diverged, HybridqError, JournalError, NotFinite, Unhashable, WorkflowError
+from hybridq.journal import Journal, pack_array, unpack_array
+from hybridq.location import Location
+from hybridq.program import Estimate, Program, Request, program, result
+from hybridq.progress import Progress
+from hybridq.resources import Need
+from hybridq.scope import Describing, Scope, current
+from hybridq.source import Source, source_of
+from hybridq.steps import Raised, StepReply, capture, pack_call, rebuild
+from hybridq.values import Encoded, decode, digest, encode, same_value
+
+__all__ = ["Counts", "LoopCall", "Pending", "Run", "StepCall", "describe_call", "scalar"]
+
+_TOLERANCE = 1e-9
+_ENVIRONMENT = ("hybridq-scheduler", "numpy", "scipy", "qiskit", "qiskit-aer", "pyscf", "dask", "distributed")
+
+
+@dataclass
+class Counts:
+    """What a run did: calls that ran now, and calls that were answered from the record."""
+
+    evaluations_executed: int = 0
+    evaluations_replayed: int = 0
+    steps_executed: int = 0
+    steps_replayed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class StepCall:
+    """A call of a classical step."""
+
+    name: str
+    function: Callable[..., Any]
+    source: Source
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    need: Need
+    retries: int
+    timeout: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class LoopCall:
+    """A call of ``minimize``: the optimizer is given as ``solve(objective) -> OptimizeResult``."""
+
+    name: str
+    """The objective's name."""
+    source: Source
+    arguments: Any
+    """Everything the loop depends on, as data."""
+    method: str
+    describe: Callable[..., Request] | None
+    """The body of a quantum objective, or None for any other function."""
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    solve: Callable[[Callable[..., float], Callable[..., Any]], Any]
+    """Called with the objective and with a wrapper for the researcher's other callables (jac, constraints)."""
+
+
+class Pending:
+    """A call that was submitted: ``result()`` waits for it."""
+
+    def __init__(self, location: Location, future: Future[Any], failures: list[str]) -> None:
+        self.location = location
+        self._future = future
+        self._failures = failures
+        """Locations of recorded failures that its exception carries; filled before the future is resolved."""
+
+    def take(self, scope: Scope) -> Any:
+        """Wait for the value; a failure is noted in the scope that it is raised in."""
+        try:
+            return self._future.result()
+        except Exception:
+            scope.failures += [f for f in self._failures if f not in scope.failures]
+            raise
+
+    @property
+    def future(self) -> Future[Any]:
+        """The concurrent future underneath."""
+        return self._future
+
+
+@dataclass
+class _LoopRecord:
+    line: int
+    header: records.Loop
+    rows: list[records.Row] = field(default_factory=list)
+    end: records.LoopEnd | None = None
+
+
+@dataclass
+class _Recorded:
+    """A journal's records by location."""
+
+    header: records.RunHeader | None = None
+    answers: dict[str, records.Step | records.Evaluation | records.Event] = field(default_factory=dict)
+    loops: dict[str, _LoopRecord] = field(default_factory=dict)
+    failures: dict[str, records.Failure] = field(default_factory=dict)
+    survived: set[str] = field(default_factory=set)
+    attempts: Counter[str] = field(default_factory=Counter)
+    known: set[str] = field(default_factory=set)
+    """Digests of code and programs whose text is recorded."""
+    environments: list[records.Opened] = field(default_factory=list)
+    within: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Recorded evaluations and steps below each location."""
+
+
+def _index(entries: Sequence[tuple[int, records.Record]]) -> _Recorded:
+    found = _Recorded()
+    lines: dict[int, _LoopRecord] = {}
+    for number, record in entries:
+        match record:
+            case records.RunHeader():
+                found.header = record
+            case records.Opened():
+                found.environments.append(record)
+            case records.Code():
+                found.known.add(record.code)
+            case records.Circuit():
+                found.known.add(f"{record.program}/{record.sampled}")
+            case records.Step() | records.Evaluation() | records.Event():
+                found.answers.setdefault(record.at, record)
+                for above in _above(record.at):
+                    found.within[above, record.kind] += 1
+            case records.Loop():
+                lines[number] = found.loops.setdefault(record.at, _LoopRecord(number, record))
+            case records.Row():
+                rows = lines[record.loop].rows
+                if record.i == len(rows):
+                    rows.append(record)
+            case records.LoopEnd():
+                lines[record.loop].end = record
+            case records.Failure():
+                found.failures[record.at] = record
+                found.attempts[record.at] = record.attempt + 1
+            case records.Survived():
+                found.survived.add(record.at)
+            case records.End():
+                pass
+    return found
+
+
+def _above(at: str) -> Iterator[str]:
+    while "/" in at:
+        at = at.rpartition("/")[0]
+        yield at
+
+
+class Run:
+    """A run that this process has open. Made by ``hq.run``; everything else reaches it through the scope."""
+
+    def __init__(self, *, journal: Journal, header: records.RunHeader, cluster: Any, workers: int,
+                 progress: Progress, guarded: bool = True) -> None:  # fmt: skip
+        self.name, self.seed = header.name, header.seed
+        self.counts = Counts()
+        self.began = time.monotonic()
+        self._journal = journal
+        self._progress = progress
+        self._recorded = _index(journal.records)
+        self._lock = threading.Lock()
+        self._sources: dict[int, tuple[Any, Source]] = {}
+        self._awake = 1
+        """Threads of the run that are not waiting for others."""
+        self.dispatcher = Dispatcher(run=header.name, address=cluster, workers=workers, progress=progress,
+                                     guarded=guarded)  # fmt: skip
+        self._check_header(header)
+        opened = _environment()
+        self._tolerant = any(_differs(opened, earlier) for earlier in self._recorded.environments)
+        self._journal.append(opened)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the journal held records of calls when the run was opened."""
+        return bool(self._recorded.answers or self._recorded.loops)
+
+    def _check_header(self, header: records.RunHeader) -> None:
+        found = self._recorded.header
+        if found is None:
+            self._journal.append(header)
+            return
+        recorded = {"workflow": found.workflow, "arguments": found.inputs, "seed": found.seed}
+        called = {"workflow": header.workflow, "arguments": header.inputs, "seed": header.seed}
+        if found.arguments != header.arguments or found.workflow != header.workflow or found.seed != header.seed:
+            raise Diverged(
+                f"the run {self.name!r} was recorded with other arguments or of another workflow:\n"
+                f"{_two_columns(recorded, called)}\nGive this one another name, or remove {self._journal.directory}."
+            )
+
+    def source(self, function: Any, version: str | None = None) -> Source:
+        """The code of ``function`` as it was when this run first called it."""
+        with self._lock:
+            found = self._sources.get(id(function))
+        if found is None:
+            found = (function, source_of(function, version))
+            with self._lock:
+                self._sources[id(function)] = found
+        return found[1]
+
+    # -- scopes ------------------------------------------------------------------------------------------------------
+
+    def go_on(self, scope: Scope) -> None:
+        """Note that the workflow went on after the failures that reached ``scope``, so that a replay repeats them."""
+        for at in scope.failures:
+            if at not in self._recorded.survived:
+                self._recorded.survived.add(at)
+                self._journal.append(records.Survived(at))
+        scope.failures.clear()
+
+    def enter(self, parent: Scope, location: Location, function: Callable[..., Any], args: tuple[Any, ...],
+              kwargs: Mapping[str, Any]) -> Any:  # fmt: skip
+        """Call a workflow body in a scope of its own, in this thread."""
+        scope = Scope(self, location)
+        token = current.set(scope)
+        try:
+            value = function(*args, **kwargs)
+            self.go_on(scope)
+            return value
+        except Exception as error:
+            parent.failures += scope.failures
+            _note(error, location)
+            raise
+        finally:
+            current.reset(token)
+
+    def spawn(self, location: Location, function: Callable[..., Any], args: tuple[Any, ...],
+              kwargs: Mapping[str, Any], done: Callable[[], None] = lambda: None) -> Pending:  # fmt: skip
+        """Call a workflow body in a scope and thread of its own; ``done`` is called in that thread when it ended."""
+        future: Future[Any] = Future()
+        parent = Scope(self, location)  # only collects the failures that leave the child
+        pending = Pending(location, future, parent.failures)
+
+        def body() -> None:
+            try:
+                value = self.enter(parent, location, function, args, kwargs)
+            except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
+                self._add_awake(-1)
+                future.set_exception(error)
+            else:
+                self._add_awake(-1)
+                future.set_result(value)
+            finally:
+                done()
+
+        self._add_awake(1)
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(body,), name=f"hybridq-{location}", daemon=True).start()
+        return pending
+
+    def wait(self, scope: Scope, pending: Pending) -> Any:
+        """The value of ``pending``, waited for in ``scope``."""
+        if not pending.future.done():
+            self._add_awake(-1)
+            try:
+                wait([pending.future])
+            finally:
+                self._add_awake(1)
+        return pending.take(scope)
+
+    def first_done(self, scope: Scope, pendings: Sequence[Pending]) -> Iterator[int]:
+        """Indices of ``pendings`` in their order of completion, recorded and replayed."""
+        remaining = dict(enumerate(pendings))
+        while remaining:
+            location = scope.next("as_completed")
+            self.go_on(scope)
+
+            def live() -> int:
+                self._add_awake(-1)
+                try:
+                    wait([p.future for p in remaining.values()], return_when=FIRST_COMPLETED)
+                finally:
+                    self._add_awake(1)
+                return next(i for i, p in remaining.items() if p.future.done())
+
+            index = self.event(location, live)
+            del remaining[index]
+            yield index
+
+    def event(self, location: Location, live: Callable[[], Any]) -> Any:
+        """Something that cannot be computed again: recorded at its first occurrence, answered ever after."""
+        found = self._recorded.answers.get(str(location))
+        if found is not None:
+            self._expect(found, records.Event, location)
+            return decode(self._journal.load(found.output))
+        value = live()
+        self._journal.append(records.Event(str(location), self._journal.store(encode(value))))
+        return value
+
+    def _add_awake(self, change: int) -> None:
+        with self._lock:
+            self._awake += change
+
+    def _count(self, counter: str, change: int = 1) -> None:
+        with self._lock:
+            setattr(self.counts, counter, getattr(self.counts, counter) + change)
+
+    # -- classical steps ---------------------------------------------------------------------------------------------
+
+    def step(self, location: Location, call: StepCall) -> Pending:
+        """A classical step: answered from the record, or sent to the cluster."""
+        what = f"{call.name}()"
+        arguments = [list(call.args), dict(call.kwargs)]
+        encoded = encode(arguments, f"argument of {what}")
+        hashed = digest(arguments, f"argument of {what}")
+        future: Future[Any] = Future()
+        failures: list[str] = []
+        pending = Pending(location, future, failures)
+        found = self._recorded.answers.get(str(location))
+        if found is not None:
+            self._expect(found, records.Step, location)
+            assert isinstance(found, records.Step)
+            self._check_step(location, found, call, hashed, encoded)
+            self._count("steps_replayed")
+            future.set_result(decode(self._journal.load(found.output)))
+            return pending
+        if (error := self._repeated(location)) is not None:
+            self._count("steps_replayed")
+            failures.append(str(location))
+            future.set_exception(error)
+            return pending
+        packed = pack_call(call.function, call.args, dict(call.kwargs), call.source.modules, f"a call of {what}")
+        inputs = self._journal.store(encoded)
+        self._record_code(call.name, call.source)
+        group = location.parent.name + "/" + call.name if location.parent else call.name
+
+        def finish(reply: StepReply, attempt: int) -> Any:
+            self._count("steps_executed")
+            if reply.raised is not None:
+                self._record_failure(location, reply.raised, reply.started, reply.seconds, reply.where, attempt)
+                failures.append(str(location))
+                raise rebuild(reply.raised, f"{location} on {reply.where}")
+            assert reply.output is not None
+            self._journal.append(records.Step(
+                str(location), call.source.digest, hashed, inputs, self._journal.store(reply.output), reply.started,
+                reply.seconds, reply.where, attempt, reply.bytes,
+            ))  # fmt: skip
+            return decode(reply.output)
+
+        ask = StepAsk(
+            packed, call.name, location, self.seed, call.need.bytes, finish, call.retries, call.timeout, future,
+            self._recorded.attempts[str(location)],
+        )  # fmt: skip
+        self._progress.started(group)
+        future.add_done_callback(lambda _: self._progress.ended(group))
+        self._note_infrastructure(location, future, failures)
+        self.dispatcher.submit_step(ask)
+        return pending
+
+    def _check_step(self, location: Location, found: records.Step, call: StepCall, hashed: str,
+                    encoded: Encoded) -> None:  # fmt: skip
+        if found.code != call.source.digest:
+            raise self._diverged(location, f"the code of {call.name}", self._code_text(found.code), call.source.text)
+        if found.arguments == hashed:
+            return
+        recorded = self._journal.load(found.inputs).document
+        if self._tolerant and same_value(recorded, encoded.document, _TOLERANCE):
+            return
+        raise self._diverged(location, f"the arguments of {call.name}", recorded, encoded.document)
+
+    # -- quantum evaluations -----------------------------------------------------------------------------------------
+
+    def evaluate(self, scope: Scope, location: Location, name: str, describe: Callable[[], Request]) -> Any:
+        """A quantum evaluation, waited for: answered from the record, or run wherever it is placed."""
+        pending, ask = self._evaluation(location, name, describe)
+        if ask is not None:
+            self.dispatcher.evaluate(ask, alone=self._awake == 1)
+        return pending.take(scope)
+
+    def submit_evaluation(self, location: Location, name: str, describe: Callable[[], Request]) -> Pending:
+        """A quantum evaluation, queued."""
+        pending, ask = self._evaluation(location, name, describe)
+        if ask is not None:
+            self.dispatcher.submit(ask)
+        return pending
+
+    def _evaluation(self, location: Location, name: str, describe: Callable[[], Request]
+                    ) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
+        asked = program(describe_call(name, describe), seed=self.seed, location=location)
+        theta = encode(asked.theta.reshape(*asked.batch_shape, -1))
+        future: Future[Any] = Future()
+        failures: list[str] = []
+        pending = Pending(location, future, failures)
+        found = self._recorded.answers.get(str(location))
+        if found is not None:
+            self._expect(found, records.Evaluation, location)
+            assert isinstance(found, records.Evaluation)
+            self._check_evaluation(location, found, asked, theta)
+            self._count("evaluations_replayed")
+            future.set_result(decode(self._journal.load(found.output)))
+            return pending, None
+        if (error := self._repeated(location)) is not None:
+            failures.append(str(location))
+            future.set_exception(error)
+            return pending, None
+        self._record_circuit(asked)
+        stored = self._journal.store(theta)
+
+        def finish(answer: Evaluated) -> Any:
+            output = encode(result(asked, answer.outcome))
+            self._count("evaluations_executed")
+            self._journal.append(records.Evaluation(
+                str(location), asked.template.digest, stored, asked.shots, self._journal.store(output), answer.started,
+                answer.outcome.seconds, answer.where, answer.attempt, answer.outcome.peak_bytes,
+            ))  # fmt: skip
+            return decode(output)
+
+        self._note_infrastructure(location, future, failures)
+        return pending, ProgramAsk(asked, name, location, finish, None, future, self._recorded.attempts[str(location)])
+
+    def _check_evaluation(self, location: Location, found: records.Evaluation, asked: Program, theta: Encoded) -> None:
+        if (found.program, found.shots) == (asked.template.digest, asked.shots):
+            recorded = self._journal.load(found.theta)
+            if recorded == theta or (self._tolerant and same_value(recorded.document, theta.document, _TOLERANCE)):
+                return
+            raise self._diverged(location, "the parameters", decode(recorded).tolist(), decode(theta).tolist())
+        raise self._diverged(
+            location,
+            "the program",
+            {"program": found.program, "shots": found.shots},
+            {"program": asked.template.digest, "shots": asked.shots},
+        )
+
+    # -- loops -------------------------------------------------------------------------------------------------------
+
+    def loop(self, scope: Scope, location: Location, call: LoopCall) -> Any:
+        """An optimizer loop: a finished one returns its result, an unfinished one runs against its recorded rows."""
+        arguments = encode(call.arguments, f"argument of minimize({call.name})")
+        hashed = digest(call.arguments, f"argument of minimize({call.name})")
+        group = location.parent.name + "/" + call.name if location.parent else call.name
+        entry = self._recorded.loops.get(str(location))
+        if entry is None:
+            self._expect(self._recorded.answers.get(str(location)), records.Loop, location)
+            self._record_code(call.name, call.source)
+            header = records.Loop(
+                str(location), call.name, call.source.digest, hashed, self._journal.store(arguments), call.method
+            )
+            entry = _LoopRecord(self._journal.append(header), header)
+        else:
+            self._check_loop(location, entry.header, call, hashed, arguments)
+            if entry.end is not None:
+                self._count_replayed(location, call, len(entry.rows))
+                return decode(self._journal.load(entry.end.output))
+        if (error := self._repeated(location)) is not None:
+            scope.failures.append(str(location))
+            raise error
+        begun = time.perf_counter()
+        self._progress.started(group)
+        try:
+            found = call.solve(_Objective(self, location, call, entry, group), _Inner(self, scope, location))
+        except (WorkflowError, JournalError):
+            raise  # a replay meets it again by itself
+        except Exception as raised:
+            self._record_failure(location, capture(raised), time.time(), time.perf_counter() - begun, "driver", 0)
+            scope.failures.append(str(location))
+            raise
+        finally:
+            self._progress.ended(group)
+        output = _encode_result(found, location)
+        self._journal.append(records.LoopEnd(entry.line, self._journal.store(output), time.perf_counter() - begun))
+        return decode(output)
+
+    def _check_loop(self, location: Location, found: records.Loop, call: LoopCall, hashed: str,
+                    arguments: Encoded) -> None:  # fmt: skip
+        if found.code != call.source.digest:
+            raise self._diverged(location, f"the code of {call.name}", self._code_text(found.code), call.source.text)
+        if (found.arguments, found.method) == (hashed, call.method):
+            return
+        recorded = self._journal.load(found.inputs).document
+        if self._tolerant and found.method == call.method and same_value(recorded, arguments.document, _TOLERANCE):
+            return
+        raise self._diverged(location, "the loop's settings", recorded, arguments.document)
+
+    def _count_replayed(self, location: Location, call: LoopCall, rows: int) -> None:
+        if call.describe is not None:
+            self._count("evaluations_replayed", rows)
+        self._count("evaluations_replayed", self._recorded.within[str(location), "eval"])
+        self._count("steps_replayed", self._recorded.within[str(location), "step"])
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def end(self, status: str, value: Any = None, error: BaseException | None = None) -> None:
+        """Write how this driver left the run."""
+        output = None
+        if status == "finished":
+            try:
+                output = self._journal.store(encode(value, "the workflow's return value"))
+            except Unhashable as refused:
+                self._progress.message(f"the return value is not kept in the record: {refused}")
+        text = None if error is None else "".join(traceback.format_exception_only(error)).strip()
+        self._journal.append(records.End(status, output, text, time.monotonic() - self.began, time.time()))
+
+    def _record_code(self, name: str, source: Source) -> None:
+        with self._lock:
+            if source.digest in self._recorded.known:
+                return
+            self._recorded.known.add(source.digest)
+        self._journal.append(records.Code(name, source.digest, self._journal.store(Encoded(source.text))))
+
+    def _code_text(self, code: str) -> str:
+        for _, record in self._journal.records:
+            if isinstance(record, records.Code) and record.code == code:
+                return str(self._journal.load(record.text).document)
+        return f"(code {code})"
+
+    def _record_circuit(self, asked: Program) -> None:
+        template = asked.template
+        key = f"{template.digest}/{asked.shots is not None}"
+        with self._lock:
+            if key in self._recorded.known:
+                return
+            self._recorded.known.add(key)
+        circuit = self._journal.store(encode(template.circuit))
+        observables = self._journal.store(encode(list(template.observables)))
+        self._journal.append(records.Circuit(
+            template.digest, asked.shots is not None, circuit, observables, encode(asked.plan).document,
+            template.num_qubits, template.num_gates, template.num_paulis,
+        ))  # fmt: skip
+
+    def _record_failure(self, location: Location, raised: Raised, started: float, seconds: float, where: str,
+                        attempt: int) -> None:  # fmt: skip
+        self._journal.append(records.Failure(
+            str(location), raised.type, raised.message, raised.arguments, raised.traceback, started, seconds, where,
+            attempt,
+        ))  # fmt: skip
+
+    def _note_infrastructure(self, location: Location, future: Future[Any], failures: list[str]) -> None:
+        """Record an error of the infrastructure at its call; a step's own exceptions are recorded with their reply."""
+        begun = time.time()
+
+        def note(done: Future[Any]) -> None:
+            error = done.exception()
+            if (
+                error is not None
+                and isinstance(error, HybridqError)
+                and not isinstance(error, JournalError)
+                and not failures
+            ):
+                failures.append(str(location))
+                attempt = self._recorded.attempts[str(location)]
+                self._record_failure(location, capture(error), begun, time.time() - begun, "", attempt)
+                _note(error, location)
+
+        future.add_done_callback(note)
+
+    def _repeated(self, location: Location) -> BaseException | None:
+        """The recorded failure of a call after which the workflow went on."""
+        failure = self._recorded.failures.get(str(location))
+        if failure is None or failure.at not in self._recorded.survived:
+            return None
+        return rebuild(Raised(failure.type, failure.message, failure.arguments, failure.traceback), str(location))
+
+    def _expect(self, found: Any, kind: type[Any], location: Location) -> None:
+        if str(location) in self._recorded.loops and kind is not records.Loop:
+            found = self._recorded.loops[str(location)].header
+        if found is not None and not isinstance(found, kind):
+            raise self._diverged(location, "the kind of call", type(found).__name__, kind.__name__)
+
+    def _diverged(self, location: Location, what: str, recorded: Any, called: Any) -> Diverged:
+        return Diverged(
+            f"{location}: {what} differ from the record.\n{_two_columns(recorded, called)}\nThe run was stopped before "
+            f"anything was mixed; its record is untouched. Undo the change to go on with the run {self.name!r}, or "
+            "give the changed workflow another name."
+        )
+
+
+def _two_columns(recorded: Any, called: Any, width: int = 56) -> str:
+    """Where two documents differ, line by line: recorded on the left, called on the right."""
+    left, right = _lines(recorded), _lines(called)
+    rows = [(a, b) for a, b in _aligned(left, right) if a != b]
+    shown = [f"  {a[:width]:<{width}} | {b[:width]}" for a, b in rows[:20]]
+    more = [f"  ... and {len(rows) - 20} more lines"] if len(rows) > 20 else []
+    return "\n".join([f"  {'recorded':<{width}} | called now", f"  {'-' * width}-+-{'-' * width}", *shown, *more])
+
+
+def _aligned(left: list[str], right: list[str]) -> Iterator[tuple[str, str]]:
+    for _, a0, a1, b0, b1 in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+        for k in range(max(a1 - a0, b1 - b0)):
+            yield (left[a0 + k] if a0 + k < a1 else ""), (right[b0 + k] if b0 + k < b1 else "")
+
+
+def _lines(document: Any) -> list[str]:
+    if isinstance(document, str):
+        return document.splitlines() or [""]
+    return json.dumps(document, indent=1, default=repr).splitlines()
+
+
+class _Objective:
+    """What the optimizer calls: answers recorded rows, then evaluates and records."""
+
+    def __init__(self, run: Run, location: Location, call: LoopCall, entry: _LoopRecord, group: str) -> None:
+        self._run, self._location, self._call, self._group = run, location, call, group
+        self._line, self._rows = entry.line, entry.rows
+        self._i = 0
+        self._outer = current.get()
+
+    def __call__(self, x: Any, *_: Any) -> float:
+        i, self._i = self._i, self._i + 1
+        point = np.array(x, dtype=np.float64)
+        if not np.isfinite(point).all():
+            raise NotFinite(f"{self._location}: the optimizer asked for evaluation {i} at {point.tolist()}.")
+        at = self._location.child(self._call.name, i)
+        value = self._recorded(i, point, at) if i < len(self._rows) else self._live(i, point, at)
+        self._run._progress.evaluated(self._group, value)
+        return value
+
+    def _recorded(self, i: int, point: np.ndarray[Any, Any], at: Location) -> float:
+        run, row = self._run, self._rows[i]
+        x = unpack_array(row.x)
+        same = x.tobytes() == point.tobytes()
+        if not same and not (run._tolerant and x.shape == point.shape and np.allclose(x, point, 0, _TOLERANCE)):
+            raise run._diverged(at, "the optimizer's points", x.tolist(), point.tolist())
+        if self._call.describe is not None:
+            run._count("evaluations_replayed")
+        run._count("evaluations_replayed", run._recorded.within[str(at), "eval"])
+        run._count("steps_replayed", run._recorded.within[str(at), "step"])
+        return row.value
+
+    def _live(self, i: int, point: np.ndarray[Any, Any], at: Location) -> float:
+        run, call = self._run, self._call
+        begun = time.perf_counter()
+        shown = point.copy()  # the optimizer's own arrays are out of the function's reach
+        if call.describe is None:
+            estimate = run.enter(self._scope(), at, call.function, (shown, *call.args), {})
+            where = ""  # its evaluations have records of their own
+        else:
+            describe = call.describe
+            asked = program(describe_call(call.name, lambda: describe(shown, *call.args)), seed=run.seed, location=at)
+            run._record_circuit(asked)
+            answered: list[Evaluated] = []
+
+            def finish(answer: Evaluated) -> Any:
+                answered.append(answer)
+                run._count("evaluations_executed")
+                return result(asked, answer.outcome)
+
+            ask = ProgramAsk(asked, call.name, at, finish)
+            run.dispatcher.evaluate(ask, alone=run._awake == 1)
+            estimate = ask.future.result()
+            where = answered[0].where
+        value = scalar(estimate, at, point)
+        measured = isinstance(estimate, Estimate)
+        run._journal.append(records.Row(
+            self._line, i, pack_array(point), value, float(estimate.stderr) if measured else 0.0,
+            estimate.shots if measured else None, time.perf_counter() - begun, where,
+        ))  # fmt: skip
+        return value
+
+    def _scope(self) -> Scope:
+        assert isinstance(self._outer, Scope)
+        return self._outer
+
+
+class _Inner:
+    """Runs the researcher's other callables of a loop (a gradient, a constraint) in scopes of their own."""
+
+    def __init__(self, run: Run, scope: Scope, location: Location) -> None:
+        self._run, self._scope = run, scope
+        self._counter = Scope(run, location)
+
+    def __call__(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)  # scipy reads the signature of callbacks
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            return self._run.enter(self._scope, self._counter.next(name), function, args, kwargs)
+
+        return inner
+
+
+def describe_call(name: str, describe: Callable[[], Request]) -> Request:
+    """Run the body of a quantum function, in which nothing may be called but its description."""
+    token = current.set(Describing(name))
+    try:
+        return describe()
+    finally:
+        current.reset(token)
+
+
+def scalar(value: Any, at: Location, point: np.ndarray[Any, Any]) -> float:
+    """An objective's value as a finite float.
+
+    Raises `WorkflowError` for anything that is not a real number, and `NotFinite` for NaN and infinities.
+    """
+    found = value.value if isinstance(value, Estimate) else value
+    if isinstance(found, (np.ndarray, list, tuple)):
+        shape = np.shape(found)
+        raise WorkflowError(f"{at} returned an array of shape {shape}; an objective returns one real number.")
+    if found is None or isinstance(found, (bool, np.bool_, str)) or not isinstance(found, (int, float, np.number)):
+        raise WorkflowError(
+            f"{at} returned {'None' if found is None else f'a {type(found).__qualname__}'}; an objective returns one "
+            "real number."
+        )
+    if isinstance(found, (complex, np.complexfloating)):
+        raise WorkflowError(f"{at} returned the complex number {found}; an objective returns one real number.")
+    if not math.isfinite(found):
+        raise NotFinite(f"{at} returned {float(found)} at {point.tolist()}; no optimizer can go on from that.")
+    return float(found)
+
+
+def _encode_result(found: Any, location: Location) -> Encoded:
+    """An optimizer's result as data; members that are not data are left out by name."""
+    from scipy.optimize import OptimizeResult
+
+    if not isinstance(found, OptimizeResult):
+        raise WorkflowError(
+            f"the method of {location} returned a {type(found).__qualname__}; it must return a "
+            "scipy.optimize.OptimizeResult."
+        )
+    kept = OptimizeResult()
+    for key, value in found.items():
+        try:
+            encode(OptimizeResult({key: value}))
+        except Unhashable:
+            warnings.warn(f"{location}: the result's member {key!r} is not data and was left out.", stacklevel=2)
+        else:
+            kept[key] = value
+    return encode(kept)
+
+
+def _note(error: BaseException, location: Location) -> None:
+    """Name the location on an exception, once: where it left the first scope."""
+    notes = getattr(error, "__notes__", [])
+    if not any(note.startswith("in ") for note in notes):
+        error.add_note(f"in {location}")
+
+
+def _environment() -> records.Opened:
+    versions = {}
+    for name in _ENVIRONMENT:
+        try:
+            versions[name] = version(name)
+        except ModuleNotFoundError:
+            versions[name] = "not installed"
+    return records.Opened(
+        platform.node(), os.getpid(), time.time(), platform.python_version(), _processor(), versions, sys.argv[:]
+    )
+
+
+def _processor() -> str:
+    """The processor's model: optimizers and linear algebra differ in the last bits between types."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: the architecture says what can be said
+    return platform.processor() or platform.machine()
+
+
+def _differs(now: records.Opened, then: records.Opened) -> bool:
+    return (now.python, now.processor, dict(now.versions)) != (then.python, then.processor, dict(then.versions))

@@ -1,0 +1,432 @@
+"""Values at rest: data-only encodings, their digests, and nothing that executes when it is read.
+
+A value becomes one JSON document plus binary attachments (arrays as ``npy`` without pickle, circuits as ``QPY``), each
+attachment named by the SHA-256 of its bytes. The same walk over a value also gives its digest, so whatever can be
+stored can be hashed and whatever cannot is refused by name.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+import functools
+import hashlib
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hybridq.errors import Corrupt, Unhashable
+
+__all__ = ["MAX_VALUE_BYTES", "Encoded", "circuit_digest", "decode", "digest", "digest_bytes", "encode", "same_value"]
+
+MAX_VALUE_BYTES = 256 * 10**6
+"""Largest encoded value, in bytes; larger ones are refused by name."""
+
+_INLINE_ARRAY_BYTES = 1024
+_TAG = "$"
+_QPY_FLOOR = 13  # older versions may execute code when loaded (CVE-2025-2000)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A value as data: a JSON document and the attachments it names."""
+
+    document: Any
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    """Bytes by file name, ``<sha256>.npy`` or ``<sha256>.qpy``."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of document and attachments together, in bytes."""
+        return len(_dumps(self.document)) + sum(map(len, self.attachments.values()))
+
+
+def _dumps(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_bytes(data: bytes) -> str:
+    """SHA-256 of ``data`` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode(value: Any, what: str = "value") -> Encoded:
+    """Turn ``value`` into data; ``what`` names it in errors.
+
+    Accepts None, booleans, numbers, strings, bytes, lists, tuples, dicts, sets, NumPy arrays and scalars, enums,
+    dataclasses of these, SciPy's ``OptimizeResult``, and Qiskit's ``QuantumCircuit``, ``SparsePauliOp`` and
+    ``BitArray``. Raises `Unhashable` for anything else, and for values over `MAX_VALUE_BYTES`.
+    """
+    writer = _Writer(attach=True)
+    encoded = Encoded(writer.walk(value, what), writer.attachments)
+    if encoded.nbytes > MAX_VALUE_BYTES:
+        raise Unhashable(
+            f"{what} takes {encoded.nbytes:,} bytes encoded; at most {MAX_VALUE_BYTES:,} are recorded. "
+            "Write it to a file of your own and return the file's name and checksum."
+        )
+    return encoded
+
+
+def digest(value: Any, what: str = "value") -> str:
+    """SHA-256, in hexadecimal, of what ``value`` is: equal values have equal digests in every process.
+
+    The order of a dict's or set's members does not count; circuits are hashed by structure, so a circuit rebuilt with
+    other parameter objects has the same digest. Raises `Unhashable` as `encode` does.
+    """
+    return digest_bytes(_dumps(_Writer(attach=False).walk(value, what)))
+
+
+def decode(encoded: Encoded) -> Any:
+    """The value that `encode` was given, equal in type.
+
+    Raises `Corrupt` for a document this module did not write.
+    """
+    return _Reader(encoded.attachments).walk(encoded.document)
+
+
+class _Writer:
+    """One walk over a value. With ``attach`` it stores, without it only hashes (canonical order, no attachments)."""
+
+    def __init__(self, attach: bool) -> None:
+        self.attach = attach
+        self.attachments: dict[str, bytes] = {}
+        self._open: set[int] = set()
+
+    def walk(self, value: Any, path: str) -> Any:
+        if value is None or type(value) in (bool, int, str):
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else {_TAG: "float", "v": repr(value)}
+        if id(value) in self._open:
+            raise Unhashable(f"{path} contains itself; only trees of data can be recorded.")
+        self._open.add(id(value))
+        try:
+            return self._tagged(value, path)
+        finally:
+            self._open.discard(id(value))
+
+    def _tagged(self, value: Any, path: str) -> Any:
+        kind = type(value)
+        if kind is list:
+            return [self.walk(v, f"{path}[{i}]") for i, v in enumerate(value)]
+        if kind is tuple:
+            return {_TAG: "tuple", "v": [self.walk(v, f"{path}[{i}]") for i, v in enumerate(value)]}
+        if kind is dict:
+            return self._mapping(value, path)
+        if kind is complex:
+            return {_TAG: "complex", "v": [self.walk(value.real, path), self.walk(value.imag, path)]}
+        if kind in (bytes, bytearray):
+            return {_TAG: kind.__name__, "v": base64.b64encode(value).decode()}
+        if kind in (set, frozenset):
+            members = [self.walk(v, f"{path}{{{v!r:.40}}}") for v in value]
+            return {_TAG: kind.__name__, "v": sorted(members, key=_dumps)}
+        if isinstance(value, np.ndarray) and kind is np.ndarray:
+            return self._array(value, path)
+        if isinstance(value, np.generic) and value.dtype.kind in "biufcSU":
+            return {_TAG: "scalar", "v": self._array(np.asarray(value), path)}
+        if isinstance(value, enum.Enum):
+            return {_TAG: "enum", "t": _type_name(kind, path), "v": value.name}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+            return {
+                _TAG: "dataclass",
+                "t": _type_name(kind, path),
+                "v": {name: self.walk(v, f"{path}.{name}") for name, v in fields.items()},
+            }
+        return self._library(value, path)
+
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
+        if all(type(k) is str for k in value) and _TAG not in value:
+            keys: Iterable[Any] = value if self.attach else sorted(value)
+            return {k: self.walk(value[k], f"{path}[{k!r}]") for k in keys}
+        pairs = [[self.walk(k, f"{path} key {k!r:.40}"), self.walk(v, f"{path}[{k!r:.40}]")] for k, v in value.items()]
+        return {_TAG: "dict", "v": pairs if self.attach else sorted(pairs, key=_dumps)}
+
+    def _array(self, array: np.ndarray[Any, Any], path: str) -> Any:
+        if array.dtype.kind not in "biufcSU":
+            raise Unhashable(
+                f"{path} is an array of dtype {array.dtype}; arrays of numbers, booleans or strings can be recorded."
+            )
+        dtype = array.dtype.newbyteorder("<")
+        array = np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)
+        head = {_TAG: "array", "d": dtype.str, "s": list(array.shape)}
+        if array.nbytes <= _INLINE_ARRAY_BYTES:
+            return {**head, "v": base64.b64encode(array.tobytes()).decode()}
+        if not self.attach:
+            return {**head, "h": digest_bytes(array.tobytes())}
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, array, allow_pickle=False)
+        return {_TAG: "npy", "f": self._attach(buffer.getvalue(), "npy")}
+
+    def _attach(self, data: bytes, suffix: str) -> str:
+        name = f"{digest_bytes(data)}.{suffix}"
+        self.attachments[name] = data
+        return name
+
+    def _library(self, value: Any, path: str) -> Any:
+        kind = type(value)
+        home = kind.__module__.partition(".")[0]
+        if home == "scipy" and kind.__name__ == "OptimizeResult":
+            # hess_inv of L-BFGS-B is an operator object; its dense form carries the same numbers
+            items = {k: v.todense() if hasattr(v, "todense") else v for k, v in value.items()}
+            return {_TAG: "OptimizeResult", "v": self._mapping(items, path)}
+        if home == "qiskit" and kind.__name__ == "SparsePauliOp":
+            labels, coefficients = value.paulis.to_labels(), np.asarray(value.coeffs)
+            if coefficients.dtype != complex:
+                raise Unhashable(f"{path} has coefficients of dtype {coefficients.dtype}; bind its parameters first.")
+            return {
+                _TAG: "SparsePauliOp",
+                "n": value.num_qubits,
+                "labels": self.walk(labels, path),
+                "coeffs": self._array(coefficients, path),
+            }
+        if home == "qiskit" and kind.__name__ == "BitArray":
+            return {_TAG: "BitArray", "n": value.num_bits, "v": self._array(value.array, path)}
+        if home == "qiskit" and _is_circuit(value):
+            if not self.attach:
+                return {_TAG: "circuit", "h": circuit_digest(value)}
+            return {_TAG: "qpy", "f": self._attach(_qpy_bytes(value), "qpy")}
+        raise Unhashable(
+            f"{path} is a {kind.__module__}.{kind.__qualname__}, which can be neither hashed nor stored as data. "
+            "Pass numbers, strings, lists, dicts, arrays, circuits, observables or dataclasses of these."
+        )
+
+
+class _Reader:
+    def __init__(self, attachments: Mapping[str, bytes]) -> None:
+        self.attachments = attachments
+
+    def walk(self, document: Any) -> Any:
+        if isinstance(document, list):
+            return [self.walk(v) for v in document]
+        if not isinstance(document, dict):
+            return document
+        tag = document.get(_TAG)
+        if tag is None:
+            return {k: self.walk(v) for k, v in document.items()}
+        read = _READERS.get(tag)
+        if read is None:
+            raise Corrupt(f"a stored value has the unknown tag {tag!r}; it was not written by this version of hybridq.")
+        return read(self, document)
+
+    def array(self, document: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+        if document[_TAG] == "npy":
+            buffer = io.BytesIO(self.attachment(document["f"]))
+            return np.asarray(np.lib.format.read_array(buffer, allow_pickle=False))
+        data = np.frombuffer(base64.b64decode(document["v"]), dtype=np.dtype(document["d"]))
+        return data.reshape(document["s"]).copy()
+
+    def attachment(self, name: str) -> bytes:
+        try:
+            return self.attachments[name]
+        except KeyError:
+            raise Corrupt(f"the stored value {name} is missing from the run directory.") from None
+
+    def circuit(self, document: Mapping[str, Any]) -> Any:
+        from qiskit import qpy
+
+        data = self.attachment(document["f"])
+        if data[:6] != b"QISKIT" or data[6] < _QPY_FLOOR:
+            raise Corrupt(f"{document['f']} is not a QPY file of version {_QPY_FLOOR} or later; it is not loaded.")
+        return qpy.load(io.BytesIO(data))[0]
+
+    def pauli_op(self, document: Mapping[str, Any]) -> Any:
+        from qiskit.quantum_info import PauliList, SparsePauliOp
+
+        labels, coefficients = self.walk(document["labels"]), self.array(document["coeffs"])
+        if not labels:
+            return SparsePauliOp.from_list([], num_qubits=document["n"])
+        return SparsePauliOp(PauliList(labels), coefficients)
+
+    def bit_array(self, document: Mapping[str, Any]) -> Any:
+        from qiskit.primitives import BitArray
+
+        return BitArray(self.array(document["v"]), document["n"])
+
+    def result(self, document: Mapping[str, Any]) -> Any:
+        from scipy.optimize import OptimizeResult
+
+        return OptimizeResult(self.walk(document["v"]))
+
+    def instance(self, document: Mapping[str, Any]) -> Any:
+        kind = _find_type(document["t"])
+        return kind(**{name: self.walk(v) for name, v in document["v"].items()})
+
+
+_READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Any]] = {
+    "float": lambda r, d: float(d["v"]),
+    "complex": lambda r, d: complex(*map(r.walk, d["v"])),
+    "tuple": lambda r, d: tuple(map(r.walk, d["v"])),
+    "set": lambda r, d: set(map(r.walk, d["v"])),
+    "frozenset": lambda r, d: frozenset(map(r.walk, d["v"])),
+    "dict": lambda r, d: {r.walk(k): r.walk(v) for k, v in d["v"]},
+    "bytes": lambda r, d: base64.b64decode(d["v"]),
+    "bytearray": lambda r, d: bytearray(base64.b64decode(d["v"])),
+    "array": _Reader.array,
+    "npy": _Reader.array,
+    "scalar": lambda r, d: r.array(d["v"])[()],
+    "enum": lambda r, d: _find_type(d["t"])[d["v"]],
+    "dataclass": _Reader.instance,
+    "OptimizeResult": _Reader.result,
+    "SparsePauliOp": _Reader.pauli_op,
+    "BitArray": _Reader.bit_array,
+    "qpy": _Reader.circuit,
+}
+
+
+def _type_name(kind: type, path: str) -> str:
+    if "<locals>" in kind.__qualname__:
+        raise Unhashable(f"{path} is of the local class {kind.__qualname__}; define it at the top of its module.")
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _find_type(name: str) -> Any:
+    """The class of a stored instance, from modules that are loaded already (data must not decide what is imported)."""
+    module_name, _, qualname = name.partition(":")
+    if module_name.partition(".")[0] == "hybridq":
+        __import__(module_name)
+    module = sys.modules.get(module_name)
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, type) or not (dataclasses.is_dataclass(found) or issubclass(found, enum.Enum)):
+        raise Corrupt(
+            f"a stored value is of the class {qualname} of module {module_name}, which is not loaded here. "
+            "Import that module in the script, or run the script that recorded the value."
+        )
+    return found
+
+
+def _is_circuit(value: Any) -> bool:
+    from qiskit import QuantumCircuit
+
+    return isinstance(value, QuantumCircuit)
+
+
+def _qpy_bytes(circuit: Any) -> bytes:
+    from qiskit import qpy
+
+    buffer = io.BytesIO()
+    qpy.dump(circuit, buffer, version=qpy.QPY_VERSION)
+    return buffer.getvalue()
+
+
+def circuit_digest(circuit: Any) -> str:
+    """SHA-256, in hexadecimal, of a circuit's structure.
+
+    Counts: the number of qubits and classical bits, each instruction's name, definition, operands and parameters, and
+    the global phase. Does not count: names of circuits, registers and parameters, and which parameter objects are
+    used; a parameter is known by its position in ``circuit.parameters``. Raises `Unhashable` for an instruction that
+    has neither a standard meaning nor a definition.
+    """
+    positions = {p: i for i, p in enumerate(circuit.parameters)}
+    return digest_bytes(_dumps(_structure(circuit, positions)))
+
+
+def _structure(circuit: Any, positions: Mapping[Any, int]) -> list[Any]:
+    from qiskit.circuit import CircuitError
+
+    qubits = {bit: i for i, bit in enumerate(circuit.qubits)}
+    clbits = {bit: i for i, bit in enumerate(circuit.clbits)}
+    lines: list[Any] = [circuit.num_qubits, circuit.num_clbits, _number(circuit.global_phase, positions)]
+    for instruction in circuit.data:
+        operation = instruction.operation
+        line: list[Any] = [
+            operation.name,
+            [qubits[q] for q in instruction.qubits],
+            [clbits[c] for c in instruction.clbits],
+            [_parameter(p, positions) for p in getattr(operation, "params", ())],
+        ]
+        condition = getattr(operation, "condition", None) or getattr(operation, "target", None)
+        if condition is not None and getattr(operation, "blocks", None):
+            line.append(_condition(condition, clbits, circuit))
+        if operation.name not in _standard_names():
+            try:
+                definition = getattr(operation, "definition", None)
+            except CircuitError:
+                definition = None
+            if definition is not None:
+                line.append(_structure(definition, positions))
+            elif not line[3]:
+                raise Unhashable(
+                    f"the instruction {operation.name!r} has neither a standard meaning nor a definition, so two "
+                    "different ones could not be told apart; give it a definition or decompose it."
+                )
+        lines.append(line)
+    return lines
+
+
+def _condition(condition: Any, clbits: Mapping[Any, int], circuit: Any) -> Any:
+    """What a control-flow operation looks at; registers by their bits, since their names do not count."""
+    if isinstance(condition, tuple):
+        bits, value = condition
+        return [[clbits[b] for b in bits] if hasattr(bits, "__iter__") else clbits[bits], int(value)]
+    if condition in clbits:
+        return [clbits[condition]]
+    if hasattr(condition, "__iter__"):
+        return [clbits[b] for b in condition]
+    return [repr(condition), [[clbits[b] for b in register] for register in circuit.cregs]]
+
+
+def _parameter(value: Any, positions: Mapping[Any, int]) -> Any:
+    from qiskit import QuantumCircuit
+
+    if isinstance(value, QuantumCircuit):
+        return _structure(value, positions)
+    if isinstance(value, np.ndarray):
+        array = np.ascontiguousarray(value, dtype=complex)
+        return [list(array.shape), digest_bytes(array.tobytes())]
+    if isinstance(value, (str, bytes)) or value is None:
+        return repr(value)
+    if isinstance(value, (list, tuple, range)):
+        return [_parameter(v, positions) for v in value]
+    return _number(value, positions)
+
+
+def _number(value: Any, positions: Mapping[Any, int]) -> Any:
+    from qiskit.circuit import Parameter, ParameterExpression
+
+    if isinstance(value, Parameter):
+        return [positions.get(value, value.name)]  # the variable of a for-loop is not the circuit's own
+    if isinstance(value, ParameterExpression) and value.parameters:
+        by_position = {p: Parameter(f"p{positions[p]}") for p in value.parameters if p in positions}
+        return str(value.subs(by_position))
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    try:
+        number = complex(value)
+    except (TypeError, ValueError):
+        raise Unhashable(f"a gate parameter is a {type(value).__qualname__}, which cannot be hashed.") from None
+    return [repr(number.real), repr(number.imag)]
+
+
+@functools.cache
+def _standard_names() -> frozenset[str]:
+    from qiskit.circuit.library import get_standard_gate_name_mapping
+
+    control_flow = {"if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop"}
+    return frozenset(get_standard_gate_name_mapping()) | control_flow | {"barrier"}
+
+
+def same_value(left: Any, right: Any, tolerance: float) -> bool:
+    """Whether two JSON documents of `encode` say the same, numbers within ``tolerance`` (absolute and relative)."""
+    if isinstance(left, float) and isinstance(right, float):
+        return math.isclose(left, right, rel_tol=tolerance, abs_tol=tolerance)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(same_value(a, b, tolerance) for a, b in zip(left, right, strict=True))
+    if isinstance(left, dict) and isinstance(right, dict):
+        if left.keys() != right.keys():
+            return False
+        if left.get(_TAG) == "array" == right.get(_TAG) and left["d"] == right["d"] and left["s"] == right["s"]:
+            a, b = (_Reader({}).array(d) for d in (left, right))
+            if a.dtype.kind in "fc":
+                return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True))
+        return all(same_value(left[k], right[k], tolerance) for k in left)
+    return type(left) is type(right) and bool(left == right)

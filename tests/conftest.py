@@ -1,0 +1,35 @@
+"""Hypothesis profiles and the place of runs; whatever else a test needs stands in its own file."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("explore", derandomize=False, deadline=None, print_blob=True, max_examples=500)
+
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+hypothesis.settings.load_profile(PROFILE)
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis's own hook, which reads the option
+def pytest_configure(config: pytest.Config) -> None:
+    """Under the profile `explore`, name a seed unless one is given: only a known seed can be printed."""
+    if PROFILE == "explore" and config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which examples these tests try, so that a failure can be repeated."""
+    seed = config.getoption("--hypothesis-seed")
+    return f"hypothesis: profile {PROFILE}, seed {'derandomized' if seed is None else seed}"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A directory for runs: fresh, and not created yet."""
+    return tmp_path / "store"
