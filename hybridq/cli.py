@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import runpy
 import sys
@@ -59,10 +60,15 @@ def run(script: str, script_args: tuple[str, ...], as_json: bool, **options: Any
     with _stdout_for(as_json) as stdout:
         sys.argv[:] = [script, *script_args]
         sys.path[0] = str(Path(script).resolve().parent)
+        left: SystemExit | None = None
         try:
             runpy.run_path(script, run_name="__main__")
         except KeyboardInterrupt:
             sys.exit(_INTERRUPTED)
+        except SystemExit as error:
+            if error.code not in (None, 0):
+                raise
+            left = error
         except Exception as error:  # noqa: BLE001  # the script's own; shown from its first line on
             _print_error(error)
             sys.exit(1)
@@ -70,7 +76,9 @@ def run(script: str, script_args: tuple[str, ...], as_json: bool, **options: Any
             if not asked.reports:
                 raise click.ClickException(f"{script} finished without calling hq.run, so there is nothing to report.")
             documents = [_report(r) for r in asked.reports]
-            print(json.dumps(documents[0] if len(documents) == 1 else documents), file=stdout)
+            print(json.dumps(documents[0] if len(documents) == 1 else documents, allow_nan=False), file=stdout)
+        if left is not None:
+            raise left
 
 
 def _report(report: Any) -> dict[str, Any]:
@@ -93,16 +101,19 @@ def _stdout_for(as_json: bool) -> Iterator[TextIO]:
 def _print_error(error: BaseException) -> None:
     """The traceback from the researcher's own first line on."""
     tb: TracebackType | None = error.__traceback__
-    package = str(Path(__file__).parent)
+    package = f"{Path(__file__).parent}{os.sep}"
     while tb is not None and (
-        tb.tb_frame.f_code.co_filename.startswith(package) or "runpy" in tb.tb_frame.f_code.co_filename
+        tb.tb_frame.f_code.co_filename.startswith(package) or tb.tb_frame.f_code.co_filename == "<frozen runpy>"
     ):
         tb = tb.tb_next
     traceback.print_exception(type(error), error, tb or error.__traceback__)
 
 
 def _jsonable(value: Any) -> Any:
-    """``value`` as JSON: arrays become lists, dataclasses and results objects; anything else is refused by name."""
+    """``value`` as JSON: arrays become lists, dataclasses and results objects; anything else is refused by name.
+
+    JSON has no NaN and no infinities; they become the strings that Python's own `float` reads.
+    """
     if isinstance(value, dict):
         return {str(k): _jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -111,6 +122,8 @@ def _jsonable(value: Any) -> Any:
         return _jsonable(value.tolist())
     if is_dataclass(value) and not isinstance(value, type):
         return {k: _jsonable(v) for k, v in vars(value).items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise click.ClickException(
@@ -213,7 +226,7 @@ def _summary(directory: Path) -> dict[str, Any]:
                 end = None
             case records.End():
                 end = record
-    last = opened[-1]
+    last = opened[-1] if opened else None  # killed right after the header
     value = None
     if end is not None and end.output is not None:
         try:
@@ -226,15 +239,15 @@ def _summary(directory: Path) -> dict[str, Any]:
         "seed": header.seed,
         "status": "unfinished" if end is None else end.status,
         "error": None if end is None else end.error,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(opened[0].time)),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(opened[0].time)) if opened else None,
         "seconds": None if end is None else round(end.seconds, 3),
         "sessions": len(opened),
         **{key: counts[key] for key in ("evaluations", "steps", "shots")},
         "seconds_by_kind": dict(seconds),
         "loops": list(loops.values()),
         "failures": failures,
-        "versions": dict(last.versions),
-        "python": last.python,
-        "processor": last.processor,
+        "versions": dict(last.versions) if last else {},
+        "python": last.python if last else None,
+        "processor": last.processor if last else None,
         "value": value,
     }

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 
 import dask
 import psutil
-from distributed import Client, KilledWorker, LocalCluster, Worker, as_completed, get_worker
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from hybridq.engines.process import EngineProcess
 from hybridq.engines.wire import Batch
-from hybridq.errors import EvaluationError, NoDevice, WorkerLost, WorkflowError
+from hybridq.errors import NoDevice, WorkerLost, WorkflowError
 from hybridq.resources import ROUND_TRIP, Device, worker_allowance
 from hybridq.steps import StepReply, run_step
 
@@ -126,9 +126,9 @@ class Cluster:
             raise
         self._asked: dict[Key, _Asked] = {}
         self._lock = threading.Lock()
-        self._more = threading.Condition(self._lock)
-        self._closed = False
-        self._completed = as_completed(with_results=True, raise_errors=False, loop=self.client.loop)
+        assert self.client.loop is not None
+        self._loop = self.client.loop
+        self._arrived: SimpleQueue[tuple[Key, Any, BaseException | None] | None] = SimpleQueue()
         self.client.subscribe_topic(_BEGAN, self._began)
         threading.Thread(target=self._collect, name="hybridq-collector", daemon=True).start()
 
@@ -165,8 +165,7 @@ class Cluster:
         future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs))
         with self._lock:
             self._asked[key] = _Asked(future, done, timeout, overran)
-            self._completed.add(future)
-            self._more.notify()
+        self._loop.add_callback(self._follow, key, future)
 
     def _began(self, event: tuple[float, Any]) -> None:
         key = tuple(event[1])
@@ -190,44 +189,45 @@ class Cluster:
 
     def close(self) -> None:
         """End a cluster of our own, its workers and engines; leave one that was given as it was."""
-        self._closed = True
+        self._arrived.put(None)
         if not self._own_client:
             return
         self.client.close(timeout=3)
         if self._own is not None:
             self._own.close(timeout=5)
 
+    async def _follow(self, key: Key, future: Any) -> None:
+        """On the client's event loop, which must not wait for a journal: bring a task's result to the collector."""
+        try:
+            self._arrived.put((key, await future.result(), None))
+        except (Exception, CancelledError) as error:  # noqa: BLE001  # handed to the one who asked
+            self._arrived.put((key, None, error))
+
     def _collect(self) -> None:
-        while not self._closed:
-            with self._more:
-                while not self._asked and not self._closed:
-                    self._more.wait(1.0)
-            for future, value in self._completed:
-                with self._lock:
-                    asked = self._asked.pop(future.key, None)
-                if asked is not None:
-                    if asked.timer is not None:
-                        asked.timer.cancel()
-                    answer, error = _answer(future, value)
-                    asked.done(answer, error)
+        while (arrival := self._arrived.get()) is not None:
+            key, value, error = arrival
+            with self._lock:
+                asked = self._asked.pop(key, None)
+            if asked is not None:
+                if asked.timer is not None:
+                    asked.timer.cancel()
+                asked.done(value, None if error is None else _explained(error))
 
 
-def _answer(future: Any, value: Any) -> tuple[Any, BaseException | None]:
-    if future.status == "finished":
-        return value, None
-    if future.status != "error":
-        return None, WorkerLost(
-            f"the Dask scheduler dropped the task ({future.status}); the cluster was shut down or lost. Run again: "
-            "everything recorded is kept."
+def _explained(error: BaseException) -> BaseException:
+    """A task's error as one of ours where Dask's own words would not help."""
+    if isinstance(error, CancelledError):
+        return WorkerLost(
+            f"the Dask scheduler dropped the task ({error}); the cluster was shut down or lost. Run again: everything "
+            "recorded is kept."
         )
-    error = value[1] if isinstance(value, tuple) else value
     if isinstance(error, KilledWorker):
-        return None, WorkerLost(
-            f"its workers died {dask.config.get('distributed.scheduler.allowed-failures') + 1} times while it ran, the "
-            f"last one {error.last_worker.address}. A step that needs more memory than its worker has dies like this: "
-            "give it memory='... GiB', or use fewer workers with more memory each."
+        return WorkerLost(
+            f"its workers died one after the other while it ran, the last one {error.last_worker.address}. A step that "
+            "needs more memory than its worker has dies like this: give it memory='... GiB', or use fewer workers with "
+            "more memory each."
         )
-    return None, error if isinstance(error, BaseException) else EvaluationError(f"the task failed: {error!r}")
+    return error
 
 
 def _start_local(workers: int) -> LocalCluster:
@@ -271,8 +271,10 @@ def _connect(address: Any) -> Client:
 
 # evaluated on workers that may lack hybridq: a builtin and a string need nothing there
 _INSTALLED = (
-    "{{'python': __import__('platform').python_version(), **{{n: (lambda n: next((d.version for d in "
-    "__import__('importlib.metadata').metadata.distributions(name=n)), None))(n) for n in {names!r}}}}}"
+    "{{'python': __import__('platform').python_version(), "
+    "'importable': __import__('importlib.util').util.find_spec('hybridq') is not None, "
+    "**{{n: (lambda n: next((d.version for d in __import__('importlib.metadata').metadata.distributions(name=n)), "
+    "None))(n) for n in {names!r}}}}}"
 )
 
 
@@ -281,7 +283,7 @@ def _compare_versions(client: Client) -> None:
     mine["python"] = ".".join(map(str, sys.version_info[:3]))
     theirs = client.run(eval, _INSTALLED.format(names=_COMPARED))
     for address, found in theirs.items():
-        if found["hybridq-scheduler"] is None:
+        if found["hybridq-scheduler"] is None or not found["importable"]:
             raise NoDevice(
                 f"the worker at {address} has no hybridq; install hybridq-scheduler {mine['hybridq-scheduler']} in the "
                 "workers' environment. Nothing was run."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import secrets
 import threading
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from hybridq.engines.process import EngineProcess
-from hybridq.engines.wire import pack, unpack_outcomes
+from hybridq.engines.wire import encode_template, pack, unpack_outcomes
 from hybridq.errors import EngineFailed, HybridqError, TimedOut, TooLarge, WorkerLost, WorkflowError
 from hybridq.location import Location
 from hybridq.placement import Free, Waiting, place
@@ -107,7 +108,9 @@ class Dispatcher:
     """Sends programs and steps to where they run; one for each open run. Thread-safe."""
 
     def __init__(self, *, run: str, address: Any, workers: int, progress: Progress, guarded: bool) -> None:
-        self._run, self._address, self._workers, self._progress = run, address, workers, progress
+        # the scheduler takes equal keys for the same task, and others may have runs of this name on the same cluster
+        self._run = f"{run}@{secrets.token_hex(4)}"
+        self._address, self._workers, self._progress = address, workers, progress
         self._guarded = guarded
         self._near = Device("the driver's engine", 1, _driver_bytes(), _DRIVER_LATENCY)
         self._lock = threading.RLock()
@@ -140,6 +143,11 @@ class Dispatcher:
 
     def submit(self, ask: ProgramAsk) -> None:
         """Queue one program for the cluster; its future is resolved when it was recorded, or cannot be had."""
+        try:
+            encode_template(ask.program.template)
+        except HybridqError as error:
+            ask.future.set_exception(error)
+            return
         self._enqueue(self._programs, ask)
 
     def submit_step(self, ask: StepAsk) -> None:

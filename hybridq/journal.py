@@ -330,7 +330,11 @@ def _scan(directory: Path) -> _Scan:
                 "Nothing was run or written. Restore the file from a copy, or start a run under another name."
             )
         chain = found
-        records.append((number, _parse(json.loads(b"{" + line[head.end() :]), path, number)))
+        try:
+            fields = json.loads(b"{" + line[head.end() :])
+        except (ValueError, RecursionError) as error:
+            raise Corrupt(f"{path}, line {number}: it is not a record ({error}).") from error
+        records.append((number, _parse(fields, path, number)))
     if records and not isinstance(records[0][1], RunHeader):
         raise Corrupt(f"{path}, line 1: the run's header is missing.")
     return _Scan(records, chain, len(data) - torn, torn)
@@ -342,7 +346,7 @@ def _link(chain: str, rest: bytes) -> str:
 
 def _parse(fields: dict[str, Any], path: Path, number: int) -> Record:
     kind = _KINDS.get(fields.pop("k", ""))
-    if number == 1 and fields.get("format") != FORMAT:
+    if number == 1 and kind in (None, RunHeader) and fields.get("format") != FORMAT:
         raise Version(
             f"{path} has format {fields.get('format')}, this hybridq reads format {FORMAT}; it was left untouched. "
             "Use the version of hybridq that wrote it."
@@ -395,25 +399,18 @@ class Journal:
 
     Opening creates the directory (mode 0700), takes ownership, checks every line and drops an unfinished last one.
     Raises `Locked` if another driver has it open, naming process and host; ``take_over`` allows taking it from a driver
-    on another host that is known to be gone. Raises `Corrupt` and `Version` as `read_records` does.
+    on another host that is known to be gone. Raises `Corrupt` and `Version` as `read_records` does, and `JournalError`
+    if the directory cannot be written.
     """
 
     def __init__(self, directory: Path, *, take_over: bool = False) -> None:
         self.directory = directory
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (directory / "values").mkdir(mode=0o700, exist_ok=True)
-        self._owner = _own(directory, take_over)
         try:
-            path = directory / "journal.jsonl"
-            self._scan = _scan(directory) if path.exists() else _Scan()
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except BaseException:
-            _disown(self._owner)
-            raise
+            self._scan = self._open(directory / "journal.jsonl", directory / "values", take_over)
+        except OSError as error:
+            raise JournalError(f"{directory} cannot be opened for writing: {error}.") from error
         self.records = self._scan.records
         """Line numbers and records found when the run was opened."""
-        if self._scan.torn:
-            os.ftruncate(self._fd, self._scan.intact)
         self._chain, self._size, self._line = self._scan.chain, self._scan.intact, len(self.records)
         self._lock = threading.Lock()
         self._broken: str | None = None
@@ -422,6 +419,24 @@ class Journal:
         self._closing = threading.Event()
         self._syncer = threading.Thread(target=self._sync_forever, name="hybridq-journal", daemon=True)
         self._syncer.start()
+
+    def _open(self, path: Path, values: Path, take_over: bool) -> _Scan:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if values.is_symlink():
+            raise JournalError(f"{values} is a symbolic link; nothing is written through it.")
+        values.mkdir(mode=0o700, exist_ok=True)
+        self._owner = _own(self.directory, take_over)
+        try:
+            scan = _scan(self.directory) if os.path.lexists(path) else _Scan()
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            if scan.torn:
+                os.ftruncate(self._fd, scan.intact)
+            for part in values.glob(".*.part"):  # left by a driver that was killed
+                part.unlink()
+        except BaseException:
+            _disown(self._owner)
+            raise
+        return scan
 
     def append(self, record: Record) -> int:
         """Write ``record``; return its line number.
@@ -432,7 +447,8 @@ class Journal:
         fields: dict[str, Any] = {"k": record.kind}
         for name in _FIELDS[type(record)]:
             fields[name] = getattr(record, name)
-        rest = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()[1:]
+        text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        rest = text.encode("utf-8", "backslashreplace")[1:]  # a lone surrogate, as of a file's name, as JSON's escape
         with self._lock:
             self._check()
             chain = _link(self._chain, rest)
@@ -487,7 +503,9 @@ class Journal:
             if self._broken is None:
                 self.sync()
         finally:
-            os.close(self._fd)
+            with self._lock:
+                self._broken = self._broken or f"{self.directory} is closed"
+                os.close(self._fd)
             _disown(self._owner)
 
     def _check(self) -> None:
@@ -547,7 +565,7 @@ def _fsync_path(path: Path) -> None:
 def _own(directory: Path, take_over: bool) -> int:
     """Take ownership of a run: a lock that the kernel frees with the process, and a text that says whose it is."""
     path = directory / "owner"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -131,7 +131,7 @@ class ClassicalFunction(_Decorated[P, R]):
 class QuantumFunction(_Decorated[P, Request]):
     """A quantum function; made by `quantum`."""
 
-    def __init__(self, function: Callable[P, R]) -> None:
+    def __init__(self, function: Callable[P, Request]) -> None:
         super().__init__(function)
         self._calls = itertools.count()
 
@@ -234,8 +234,8 @@ def expval(circuit: Any, observables: Any, theta: Any = None, *, shots: int | No
     ``SparsePauliOp``, Pauli, label, ``{label: coefficient}`` dict, list of (label, coefficient) pairs, or a nested
     sequence of these. ``theta`` has shape (..., P), radians, for the P parameters in the order of
     ``circuit.parameters``, or maps parameters or their names to values; its leading axes broadcast with the
-    observables' shape as in a Qiskit PUB. Exact without ``shots`` and ``precision``; ``shots`` are split among groups of qubit-wise commuting Paulis;
-    ``precision`` asks for the shots that keep the standard error below it whatever the state.
+    observables' shape as in a Qiskit PUB. Exact without ``shots`` and ``precision``; ``shots`` are split among groups
+    of qubit-wise commuting Paulis; ``precision`` asks for the shots that keep the standard error below it in any state.
     """
     if observables is None:
         raise WorkflowError("no observable was given; hq.expval(circuit, observables, theta) needs at least one.")
@@ -283,7 +283,9 @@ def as_completed(futures: Iterable[Future[R]]) -> Iterator[Future[R]]:
     if scope is None:
         yield from listed
         return
-    pendings = [f._pending for f in listed]
+    pendings = [f._pending for f in listed if isinstance(f, Future) and f._pending is not None and f._run is scope.run]
+    if len(pendings) < len(listed):
+        raise WorkflowError("hq.as_completed takes futures of this run: those that .submit returned.")
     for index in scope.run.first_done(scope, pendings):
         yield listed[index]
 
@@ -359,6 +361,7 @@ def now() -> float:
     scope = _scope("now")
     if scope is None:
         return time.time()
+    scope.run.go_on(scope)
     at = scope.next("now")
     value: float = scope.run.event(at, time.time)
     return value
@@ -411,7 +414,7 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
         arguments={key: _setting(value, run) for key, value in settings.items()},
         method=method if isinstance(method, str) else _name(method) if callable(method) else "default",
         describe=fun.__wrapped__ if isinstance(fun, QuantumFunction) else None,
-        function=fun,
+        function=fun.__wrapped__ if isinstance(fun, WorkflowFunction) else fun,  # a call has one scope
         args=args,
         solve=solve,
     )
@@ -576,14 +579,16 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     cluster = asked.cluster if asked.cluster is not None else cluster
     workers = asked.workers if asked.workers is not None else workers
     seed = asked.seed if asked.seed is not None else seed
-    _check_run(workflow, seed, workers)
+    _check_run(workflow, name, seed, workers)
     seed = 0 if seed is None else int(seed)
     body = unwrap(workflow)
     title = _name(workflow)
     inputs = encode(list(args), f"argument of {title}()")
     hashed = digest(list(args), f"argument of {title}()")
     code = source_of(body)
-    name = asked.name or name or f"{title[:40]}-{digest([hashed, seed, code.digest])[:10]}"
+    name = asked.name if asked.name is not None else name
+    if name is None:
+        name = f"{title[:40]}-{digest([hashed, seed, code.digest])[:10]}"
     directory = run_directory(Path(asked.store or store or "runs"), name)
     # the lock of a run is its process': one driver thread at a time
     journal = Journal(directory, take_over=take_over or asked.take_over)
@@ -644,13 +649,15 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
     return value
 
 
-def _check_run(workflow: Any, seed: Any, workers: Any) -> None:
+def _check_run(workflow: Any, name: Any, seed: Any, workers: Any) -> None:
+    if current.get() is not None:
+        raise WorkflowError("hq.run was called inside a run; call the workflow itself, it becomes part of this run.")
     if multiprocessing.parent_process() is not None:
         raise WorkflowError(_UNGUARDED)
-    if isinstance(current.get(), Scope) or current.get() is not None:
-        raise WorkflowError("hq.run was called inside a run; call the workflow itself, it becomes part of this run.")
     if isinstance(workflow, (ClassicalFunction, QuantumFunction)) or not callable(workflow):
         raise WorkflowError(f"hq.run takes a workflow, not {workflow!r}; decorate a function with @hq.workflow.")
+    if name is not None and not isinstance(name, str):
+        raise WorkflowError(f"name is {name!r}; it must be a string.")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
         raise WorkflowError(f"seed is {seed!r}; it must be an integer.")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ def place(queue: Sequence[Waiting], devices: Sequence[Free]) -> Placements:
 
     A program fits a device if its bytes are at most the device's. A lone program that is short beside the trip to the
     far device runs on the nearest one; all others share the free slots of the widest device they fit, each slot taking
-    an equal part of what waits, so that batches grow only while devices are busy.
+    an equal part of what waits as long as that is worth the trip, so that batches grow while devices are busy.
     """
     refusals: list[Refusal] = []
     shares: dict[str, list[int]] = {}
@@ -77,7 +78,7 @@ def place(queue: Sequence[Waiting], devices: Sequence[Free]) -> Placements:
         shares.setdefault(_choose(waiting, fitting).name, []).append(position)
     batches: list[Batch] = []
     for name, positions in shares.items():
-        batches += _split(name, positions, queue, free[name].slots)
+        batches += _split(free[name], positions, queue)
     return Placements(tuple(batches), tuple(refusals))
 
 
@@ -89,9 +90,12 @@ def _choose(waiting: Waiting, fitting: Sequence[Device]) -> Device:
     return wide
 
 
-def _split(name: str, positions: Sequence[int], queue: Sequence[Waiting], slots: int) -> list[Batch]:
+def _split(free: Free, positions: Sequence[int], queue: Sequence[Waiting]) -> list[Batch]:
+    """Equal shares for the free slots, but no more batches than are worth a trip each."""
     batches: list[Batch] = []
     rest = list(positions)
+    worth = math.ceil(sum(queue[p].need.seconds for p in positions) / free.device.latency)
+    slots = min(free.slots, max(1, worth))
     while rest and slots > len(batches):
         share = -(-len(rest) // (slots - len(batches)))
         taken, seconds = 0, 0.0
@@ -101,7 +105,7 @@ def _split(name: str, positions: Sequence[int], queue: Sequence[Waiting], slots:
                 break
             taken += 1
         count = f"{taken} of {len(positions)} waiting" if len(positions) > 1 else "the only one waiting"
-        batches.append(Batch(name, tuple(rest[:taken]), count))
+        batches.append(Batch(free.device.name, tuple(rest[:taken]), count))
         rest = rest[taken:]
     return batches
 

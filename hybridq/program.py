@@ -65,6 +65,9 @@ class Estimate:
     def __float__(self) -> float:
         return float(self.value)
 
+    __array_priority__ = 1000.0
+    """NumPy numbers and arrays leave sums and products to this class, which keeps the error bar."""
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         array: Array = np.array(self.value, dtype=dtype, copy=True if copy is None else copy)
         return array
@@ -268,7 +271,7 @@ def result(program: Program, outcome: Outcome) -> Estimate | BitArray:
         bits = outcome.bits.reshape(*program.batch_shape, *outcome.bits.shape[1:])
         return BitArray(bits, program.template.circuit.num_clbits or program.template.num_qubits)
     if not (np.isfinite(outcome.values).all() and np.isfinite(outcome.stderrs).all()):
-        row = int(np.argwhere(~np.isfinite(outcome.values + outcome.stderrs))[0][0])
+        row = int(np.argwhere(~(np.isfinite(outcome.values) & np.isfinite(outcome.stderrs)))[0][0])
         raise NotFinite(
             f"row {row} of the evaluation gave {outcome.values[row].tolist()} for the parameters "
             f"{program.theta[row].tolist()}; nothing was recorded. Check the circuit's gates and the observable."
@@ -337,7 +340,10 @@ def _bound_by_name(theta: Mapping[Any, Any], circuit: QuantumCircuit) -> Array:
     missing = [name for name in known if name not in given]
     if missing:
         raise WorkflowError(f"no value was given for {', '.join(missing)}; every parameter of the circuit needs one.")
-    return np.stack(np.broadcast_arrays(*(given[name] for name in known)), axis=-1) if known else np.zeros(0)
+    try:
+        return np.stack(np.broadcast_arrays(*(given[name] for name in known)), axis=-1) if known else np.zeros(0)
+    except ValueError as error:
+        raise WorkflowError(f"the values of the parameters do not broadcast: {error}") from error
 
 
 def _shots(request: Request, template: Template) -> int | None:
@@ -353,12 +359,12 @@ def _shots(request: Request, template: Template) -> int | None:
         if not template.observables:
             raise WorkflowError("precision has no meaning for samples; give shots.")
         weight = max(_weight(o) for o in template.observables)
-        shots = max(1, math.ceil((weight / precision) ** 2))
-        if shots > MAX_SHOTS:
+        ratio = min(weight / precision, 1e100)
+        if ratio**2 > MAX_SHOTS:
             raise WorkflowError(
-                f"precision {precision!r} would take {shots:.3g} shots; at most {MAX_SHOTS} are allowed."
+                f"precision {precision!r} would take {ratio**2:.3g} shots; at most {MAX_SHOTS} are allowed."
             )
-        return shots
+        return max(1, math.ceil(ratio**2))
     if shots is not None:
         if isinstance(shots, bool) or not isinstance(shots, (int, np.integer)) or not 1 <= shots <= MAX_SHOTS:
             raise WorkflowError(f"shots is {shots!r}; it must be an integer from 1 to {MAX_SHOTS}, or None.")
@@ -498,6 +504,8 @@ def _flatten(observables: Any) -> tuple[list[SparsePauliOp], tuple[int, ...]]:
             f"the observable is {_describe(observables)}; give a SparsePauliOp, Pauli, label, a {{label: coefficient}} "
             "dict, a list of (label, coefficient) pairs, or a sequence of these."
         )
+    if isinstance(observables, np.ndarray):
+        return _flatten(observables.tolist())
     parts = [_flatten(member) for member in observables]
     shapes = {shape for _, shape in parts}
     if len(shapes) > 1:
@@ -588,5 +596,6 @@ def need(program: Program) -> Need:
         samples = 24 * program.shots + (0 if template.observables else program.rows * program.shots * 8)
     memory = per_amplitude * amplitudes + samples + 64 * program.theta.size + 2**25
     passes = template.num_gates + template.num_paulis
-    seconds = program.rows * (1e-4 + 1e-9 * amplitudes * passes) + 5e-8 * (program.shots or 0) * program.rows
+    gates = 1e-9 * float(min(amplitudes, 2**200)) * passes
+    seconds = program.rows * (1e-4 + gates) + 5e-8 * (program.shots or 0) * program.rows
     return Need(memory, seconds, program.plan.threads, template.num_qubits, (program.shots or 0) * program.rows)

@@ -77,9 +77,11 @@ def parse_bytes(text: str | int) -> int:
 
 def format_bytes(amount: int) -> str:
     """``amount`` in the largest binary unit that keeps it at or above one, to three digits."""
+    if amount >= 2**100:
+        return f"2^{amount.bit_length() - 1} B"
     value = float(amount)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+        if round(value) < 1024:
+            return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:,.1f} TiB"

@@ -110,6 +110,20 @@ class Pending:
         return self._future
 
 
+class _Answer(Future[Any]):
+    """A future that has its exception noted before whoever waits for it wakes up."""
+
+    def __init__(self, note: Callable[[BaseException], None]) -> None:
+        super().__init__()
+        self._note = note
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Note the exception, then resolve the future with it."""
+        if exception is not None:
+            self._note(exception)
+        super().set_exception(exception)
+
+
 @dataclass
 class _LoopRecord:
     line: int
@@ -191,6 +205,8 @@ class Run:
         self._sources: dict[int, tuple[Any, Source]] = {}
         self._awake = 1
         """Threads of the run that are not waiting for others."""
+        self._stopped: Diverged | None = None
+        """The first difference from the record; no call of the run is answered after it."""
         self.dispatcher = Dispatcher(run=header.name, address=cluster, workers=workers, progress=progress,
                                      guarded=guarded)  # fmt: skip
         self._check_header(header)
@@ -208,8 +224,10 @@ class Run:
         if found is None:
             self._journal.append(header)
             return
-        recorded = {"workflow": found.workflow, "arguments": found.inputs, "seed": found.seed}
-        called = {"workflow": header.workflow, "arguments": header.inputs, "seed": header.seed}
+        recorded, called = (
+            {"workflow": h.workflow, "arguments": self._journal.load(h.inputs).document, "seed": h.seed}
+            for h in (found, header)
+        )
         if found.arguments != header.arguments or found.workflow != header.workflow or found.seed != header.seed:
             raise Diverged(
                 f"the run {self.name!r} was recorded with other arguments or of another workflow:\n"
@@ -229,7 +247,12 @@ class Run:
     # -- scopes ------------------------------------------------------------------------------------------------------
 
     def go_on(self, scope: Scope) -> None:
-        """Note that the workflow went on after the failures that reached ``scope``, so that a replay repeats them."""
+        """Note that the workflow went on after the failures that reached ``scope``, so that a replay repeats them.
+
+        Raises `Diverged` if the run has diverged anywhere: a workflow that catches exceptions does not go on from that.
+        """
+        if self._stopped is not None:
+            raise self._stopped
         for at in scope.failures:
             if at not in self._recorded.survived:
                 self._recorded.survived.add(at)
@@ -331,8 +354,8 @@ class Run:
         arguments = [list(call.args), dict(call.kwargs)]
         encoded = encode(arguments, f"argument of {what}")
         hashed = digest(arguments, f"argument of {what}")
-        future: Future[Any] = Future()
         failures: list[str] = []
+        future = self._answer(location, failures)
         pending = Pending(location, future, failures)
         found = self._recorded.answers.get(str(location))
         if found is not None:
@@ -365,13 +388,13 @@ class Run:
             ))  # fmt: skip
             return decode(reply.output)
 
+        attempt = self._recorded.attempts[str(location)]  # each time the run is taken up, all retries are there again
         ask = StepAsk(
-            packed, call.name, location, self.seed, call.need.bytes, finish, call.retries, call.timeout, future,
-            self._recorded.attempts[str(location)],
+            packed, call.name, location, self.seed, call.need.bytes, finish, attempt + call.retries, call.timeout,
+            future, attempt,
         )  # fmt: skip
         self._progress.started(group)
         future.add_done_callback(lambda _: self._progress.ended(group))
-        self._note_infrastructure(location, future, failures)
         self.dispatcher.submit_step(ask)
         return pending
 
@@ -406,8 +429,8 @@ class Run:
                     ) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
         asked = program(describe_call(name, describe), seed=self.seed, location=location)
         theta = encode(asked.theta.reshape(*asked.batch_shape, -1))
-        future: Future[Any] = Future()
         failures: list[str] = []
+        future = self._answer(location, failures)
         pending = Pending(location, future, failures)
         found = self._recorded.answers.get(str(location))
         if found is not None:
@@ -433,7 +456,6 @@ class Run:
             ))  # fmt: skip
             return decode(output)
 
-        self._note_infrastructure(location, future, failures)
         return pending, ProgramAsk(asked, name, location, finish, None, future, self._recorded.attempts[str(location)])
 
     def _check_evaluation(self, location: Location, found: records.Evaluation, asked: Program, theta: Encoded) -> None:
@@ -471,16 +493,19 @@ class Run:
                 return decode(self._journal.load(entry.end.output))
         if (error := self._repeated(location)) is not None:
             scope.failures.append(str(location))
+            _note(error, location)
             raise error
         begun = time.perf_counter()
         self._progress.started(group)
         try:
-            found = call.solve(_Objective(self, location, call, entry, group), _Inner(self, scope, location))
+            counter = Scope(self, location)
+            found = call.solve(_Objective(self, counter, call, entry, group), _Inner(self, scope, counter))
         except (WorkflowError, JournalError):
             raise  # a replay meets it again by itself
         except Exception as raised:
             self._record_failure(location, capture(raised), time.time(), time.perf_counter() - begun, "driver", 0)
             scope.failures.append(str(location))
+            _note(raised, location)
             raise
         finally:
             self._progress.ended(group)
@@ -552,24 +577,22 @@ class Run:
             attempt,
         ))  # fmt: skip
 
-    def _note_infrastructure(self, location: Location, future: Future[Any], failures: list[str]) -> None:
-        """Record an error of the infrastructure at its call; a step's own exceptions are recorded with their reply."""
+    def _answer(self, location: Location, failures: list[str]) -> Future[Any]:
+        """A future for a call's value; an error of the infrastructure is recorded before anyone learns of it.
+
+        A step's own exceptions are in ``failures`` by then: they are recorded with their reply.
+        """
         begun = time.time()
 
-        def note(done: Future[Any]) -> None:
-            error = done.exception()
-            if (
-                error is not None
-                and isinstance(error, HybridqError)
-                and not isinstance(error, JournalError)
-                and not failures
-            ):
+        def note(error: BaseException) -> None:
+            if isinstance(error, HybridqError) and not isinstance(error, JournalError) and not failures:
                 failures.append(str(location))
                 attempt = self._recorded.attempts[str(location)]
                 self._record_failure(location, capture(error), begun, time.time() - begun, "", attempt)
+            if isinstance(error, Exception):
                 _note(error, location)
 
-        future.add_done_callback(note)
+        return _Answer(note)
 
     def _repeated(self, location: Location) -> BaseException | None:
         """The recorded failure of a call after which the workflow went on."""
@@ -585,18 +608,20 @@ class Run:
             raise self._diverged(location, "the kind of call", type(found).__name__, kind.__name__)
 
     def _diverged(self, location: Location, what: str, recorded: Any, called: Any) -> Diverged:
-        return Diverged(
+        error = Diverged(
             f"{location}: {what} differ from the record.\n{_two_columns(recorded, called)}\nThe run was stopped before "
             f"anything was mixed; its record is untouched. Undo the change to go on with the run {self.name!r}, or "
             "give the changed workflow another name."
         )
+        self._stopped = self._stopped or error
+        return error
 
 
 def _two_columns(recorded: Any, called: Any, width: int = 56) -> str:
     """Where two documents differ, line by line: recorded on the left, called on the right."""
     left, right = _lines(recorded), _lines(called)
     rows = [(a, b) for a, b in _aligned(left, right) if a != b]
-    shown = [f"  {a[:width]:<{width}} | {b[:width]}" for a, b in rows[:20]]
+    shown = [f"  {a:<{width}} | {b}" for a, b in (_cut(a, b, width) for a, b in rows[:20])]
     more = [f"  ... and {len(rows) - 20} more lines"] if len(rows) > 20 else []
     return "\n".join([f"  {'recorded':<{width}} | called now", f"  {'-' * width}-+-{'-' * width}", *shown, *more])
 
@@ -607,17 +632,34 @@ def _aligned(left: list[str], right: list[str]) -> Iterator[tuple[str, str]]:
             yield (left[a0 + k] if a0 + k < a1 else ""), (right[b0 + k] if b0 + k < b1 else "")
 
 
+def _cut(left: str, right: str, width: int) -> tuple[str, str]:
+    """Both lines within ``width``: from shortly before the first character that differs, if that is further on."""
+    same = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), 0)
+    if same < width - 10:
+        return left[:width], right[:width]
+    return f"...{left[same - 10 :]}"[:width], f"...{right[same - 10 :]}"[:width]
+
+
 def _lines(document: Any) -> list[str]:
     if isinstance(document, str):
         return document.splitlines() or [""]
-    return json.dumps(document, indent=1, default=repr).splitlines()
+    return json.dumps(_readable(document), indent=1, default=repr).splitlines()
+
+
+def _readable(document: Any) -> Any:
+    """An encoded document with its arrays spelt out."""
+    if isinstance(document, dict) and document.get("$") == "array":
+        return decode(Encoded(document)).tolist()
+    if isinstance(document, dict):
+        return {key: _readable(value) for key, value in document.items()}
+    return [_readable(value) for value in document] if isinstance(document, list) else document
 
 
 class _Objective:
     """What the optimizer calls: answers recorded rows, then evaluates and records."""
 
-    def __init__(self, run: Run, location: Location, call: LoopCall, entry: _LoopRecord, group: str) -> None:
-        self._run, self._location, self._call, self._group = run, location, call, group
+    def __init__(self, run: Run, counter: Scope, call: LoopCall, entry: _LoopRecord, group: str) -> None:
+        self._run, self._counter, self._call, self._group = run, counter, call, group
         self._line, self._rows = entry.line, entry.rows
         self._i = 0
         self._outer = current.get()
@@ -626,8 +668,8 @@ class _Objective:
         i, self._i = self._i, self._i + 1
         point = np.array(x, dtype=np.float64)
         if not np.isfinite(point).all():
-            raise NotFinite(f"{self._location}: the optimizer asked for evaluation {i} at {point.tolist()}.")
-        at = self._location.child(self._call.name, i)
+            raise NotFinite(f"{self._counter.location}: the optimizer asked for evaluation {i} at {point.tolist()}.")
+        at = self._counter.next(self._call.name)
         value = self._recorded(i, point, at) if i < len(self._rows) else self._live(i, point, at)
         self._run._progress.evaluated(self._group, value)
         return value
@@ -682,9 +724,8 @@ class _Objective:
 class _Inner:
     """Runs the researcher's other callables of a loop (a gradient, a constraint) in scopes of their own."""
 
-    def __init__(self, run: Run, scope: Scope, location: Location) -> None:
-        self._run, self._scope = run, scope
-        self._counter = Scope(run, location)
+    def __init__(self, run: Run, scope: Scope, counter: Scope) -> None:
+        self._run, self._scope, self._counter = run, scope, counter
 
     def __call__(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)  # scipy reads the signature of callbacks

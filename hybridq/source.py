@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import site
 import sys
 import sysconfig
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def source_of(function: Any, version: str | None = None) -> Source:
         name = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
         walk.sections.append(f"{name} version {version!r}")
         if isinstance(function, types.FunctionType):
-            walk.note_module(function)
+            walk.note_module(function.__module__)
     else:
         walk.add(_name_of(function), function)
     text = "\n\n".join(walk.sections)
@@ -75,20 +76,30 @@ class _Walk:
 
     def add(self, name: str, value: Any) -> None:
         """Append the section of ``value``, known to the code as ``name``, and of what it reaches."""
+        version = getattr(value, "_version", None) if value is not unwrap(value) else None
         value = unwrap(value)
-        if isinstance(value, types.ModuleType):
+        if version is not None:
+            self.sections.append(f"{name} = {_name_of(value)} version {version!r}")
+        elif isinstance(value, types.ModuleType):
             self.sections.append(f"{name} = module {value.__name__}")
+            self.note_module(value.__name__)
         elif isinstance(value, functools.partial):
-            self.sections.append(f"{name} = partial of {_name_of(value.func)}: {self._hash(name, value)}")
+            given = digest([list(value.args), value.keywords], name)
+            self.sections.append(f"{name} = partial of {_name_of(value.func)}: {given}")
             self.add(f"{name}.func", value.func)
         elif isinstance(value, types.MethodType):
-            self.sections.append(f"{name} = method of {self._hash(name, value.__self__)}")
+            self.sections.append(f"{name} = method {value.__name__}")
             self.add(f"{name}.__func__", value.__func__)
+            self.add(f"{name}.__self__", value.__self__)
         elif isinstance(value, (types.FunctionType, type)):
             self._code(name, value)
-        elif _is_users(type(value).__module__) and hasattr(value, "__call__") and not _is_data(value):  # noqa: B004
-            self.sections.append(f"{name} = instance: {digest(vars(value), name)}")
+        elif _is_users(type(value).__module__) and (callable(value) or _is_data(value)):
+            state = value if _is_data(value) else getattr(value, "__dict__", value)
+            self.sections.append(f"{name} = instance: {digest(state, name)}")
             self.add(f"type({name})", type(value))
+        elif callable(value) and callable(getattr(value, "__wrapped__", None)):  # functools.cache and the like
+            self.sections.append(f"{name} = {type(value).__module__}:{type(value).__qualname__} of")
+            self.add(f"{name}.__wrapped__", value.__wrapped__)
         elif callable(value) or not (_is_users(type(value).__module__) or _is_data(value)):
             # a library's own object (a logger, a ufunc, a compiled pattern): its package's version stands for it
             home = getattr(value, "__module__", None) or type(value).__module__
@@ -96,29 +107,32 @@ class _Walk:
         else:
             self.sections.append(f"{name} = {digest(value, name)}")
 
-    def _hash(self, name: str, value: Any) -> str:
-        if isinstance(value, functools.partial):
-            return digest([list(value.args), value.keywords], name)
-        return digest(value, name)
-
     def _code(self, name: str, value: types.FunctionType | type) -> None:
-        if not _is_users(value.__module__):
-            self.sections.append(f"{name} = {value.__module__}:{value.__qualname__}")
+        home = _home(value)
+        if not _is_users(home):
+            if isinstance(value, type):
+                self.sections.append(f"{name} = {home}:{value.__qualname__}")
+                return
+            self.sections.append(f"{name} = {home}:{value.__code__.co_qualname}")
+            if hasattr(value, "__wrapped__"):  # a library's decorator around a function
+                self.add(f"{name}.__wrapped__", value.__wrapped__)
             return
         if id(value) in self._seen:
             self.sections.append(f"{name} = {value.__qualname__}, above")
             return
         self._seen.add(id(value))
-        self.note_module(value)
+        self.note_module(value.__module__)
         node = _parse(value)
         self.sections.append(f"{name} =\n{ast.unparse(node)}")
+        if isinstance(value, type):
+            for base in value.__bases__:
+                self.add(f"{name} base {base.__qualname__}", base)
         functions = [value] if isinstance(value, types.FunctionType) else list(_methods(value))
         for function in functions:
             for inner, reached in _reached(function):
                 self.add(inner, reached)
 
-    def note_module(self, value: Any) -> None:
-        module = value.__module__
+    def note_module(self, module: str) -> None:
         if module != "__main__" and _is_users(module):
             self.modules.add(module)
 
@@ -131,17 +145,27 @@ def _is_data(value: Any) -> bool:
     return True
 
 
+def _home(value: types.FunctionType | type) -> str | None:
+    """The module whose text holds ``value``: for a wrapper, not that of the function it pretends to be."""
+    if isinstance(value, type):
+        return value.__module__
+    home = value.__globals__.get("__name__")
+    return home if isinstance(home, str) else None
+
+
 def _methods(kind: type) -> Iterator[types.FunctionType]:
     for member in vars(kind).values():
-        member = getattr(member, "__func__", getattr(member, "fget", member))
-        if isinstance(member, types.FunctionType) and member.__module__ == kind.__module__:
-            yield member
+        for part in (member, *(getattr(member, name, None) for name in ("__func__", "fget", "fset", "func"))):
+            if isinstance(part, types.FunctionType) and part.__module__ == kind.__module__:
+                yield part
 
 
 def _parse(value: types.FunctionType | type) -> ast.AST:
     """The normalised syntax tree of one function or class."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(value)).strip())
+        # the code object of a function, since for the function itself `inspect` would look below its decorators
+        text = inspect.getsource(value if isinstance(value, type) else value.__code__)
+        tree = ast.parse(textwrap.dedent(text).strip())
     except (OSError, TypeError, SyntaxError, IndentationError) as error:
         if isinstance(value, types.FunctionType) and value.__name__ == "<lambda>":
             reason = "a lambda on a line that cannot be read alone; make it a function with def"
@@ -150,7 +174,12 @@ def _parse(value: types.FunctionType | type) -> ast.AST:
         raise WorkflowError(f"the code of {value.__qualname__} cannot be hashed: {reason}.") from error
     if isinstance(value, types.FunctionType) and value.__name__ == "<lambda>":
         found = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
-        return found[0] if len(found) == 1 else tree
+        if len(found) != 1:
+            raise WorkflowError(
+                f"the code of {value.__qualname__} cannot be hashed: its line holds several lambdas; make it a "
+                "function with def."
+            )
+        return found[0]
     _strip(tree, getattr(value, "__globals__", vars(sys.modules[value.__module__])))
     return tree
 
@@ -189,13 +218,19 @@ def _reached(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             continue
     names = sorted(_names(function.__code__))
     for name in names:
-        if name not in function.__globals__ or name == function.__name__:
-            continue
-        value = function.__globals__[name]
-        yield name, value
-        if isinstance(value, types.ModuleType) and _is_users(value.__name__):
-            # module.function: the attribute's name stands beside the module's in the code
-            yield from ((f"{name}.{n}", vars(value)[n]) for n in names if n in vars(value))
+        if name in function.__globals__:
+            yield from _found(name, function.__globals__[name], names)
+
+
+def _found(
+    name: str, value: Any, names: Sequence[str], above: tuple[types.ModuleType, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """``value``; of the researcher's own modules also the members, whose names stand in the code beside theirs."""
+    yield name, value
+    if isinstance(value, types.ModuleType) and _is_users(value.__name__) and value not in above:
+        for member in names:
+            if member in vars(value):
+                yield from _found(f"{name}.{member}", vars(value)[member], names, (*above, value))
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -206,11 +241,11 @@ def _names(code: types.CodeType) -> set[str]:
 @functools.cache
 def _is_users(module_name: str | None) -> bool:
     """Whether a module is the researcher's own: neither installed, nor Python's, nor hybridq's."""
-    if module_name == "__main__":
-        return True
-    if not module_name or module_name.partition(".")[0] == "hybridq":
+    if not module_name or module_name == "__main__" or module_name not in sys.modules:
+        return True  # made by `exec`, of a module that does not exist
+    if module_name.partition(".")[0] == "hybridq":
         return False
-    file = getattr(sys.modules.get(module_name), "__file__", None)
+    file = getattr(sys.modules[module_name], "__file__", None)
     if file is None:
         return False
     path = Path(file).resolve()
@@ -219,5 +254,6 @@ def _is_users(module_name: str | None) -> bool:
 
 @functools.cache
 def _installed() -> tuple[Path, ...]:
-    paths = sysconfig.get_paths()
-    return tuple({Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")})
+    paths = [sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [*site.getsitepackages(), site.getusersitepackages()]
+    return tuple({Path(path).resolve() for path in paths})

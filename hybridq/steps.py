@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import resource
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -23,6 +25,8 @@ from hybridq.values import Encoded, decode, encode
 __all__ = ["Raised", "StepReply", "capture", "pack_call", "rebuild", "run_step"]
 
 _MAX_TEXT = 20_000
+_registry = threading.Lock()
+"""Cloudpickle's list of modules to be sent by value belongs to the process."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +65,21 @@ def pack_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     """
     loaded = [sys.modules[name] for name in modules if name in sys.modules]
     registered = []
-    try:
-        for module in loaded:
-            if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
-                cloudpickle.register_pickle_by_value(module)
-                registered.append(module)
-        return bytes(cloudpickle.dumps((function, args, kwargs)))
-    except Exception as error:
-        raise WorkflowError(
-            f"{what} cannot be sent to a worker: {type(error).__name__}: {error}. Pass data, and open files and "
-            "connections inside the step."
-        ) from error
-    finally:
-        for module in registered:
-            cloudpickle.unregister_pickle_by_value(module)
+    with _registry:
+        try:
+            for module in loaded:
+                if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                    cloudpickle.register_pickle_by_value(module)
+                    registered.append(module)
+            return bytes(cloudpickle.dumps((function, args, kwargs)))
+        except Exception as error:
+            raise WorkflowError(
+                f"{what} cannot be sent to a worker: {type(error).__name__}: {error}. Pass data, and open files and "
+                "connections inside the step."
+            ) from error
+        finally:
+            for module in registered:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 def run_step(call: bytes, location: str, seed: int, where: str) -> StepReply:
@@ -107,16 +112,24 @@ def capture(error: BaseException) -> Raised:
         arguments = encode(error.args).document
     except Unhashable:
         arguments = None
+    message = _message(error)
+    pickled: bytes | None = None
     try:
         pickled = bytes(cloudpickle.dumps(error))
-        cloudpickle.loads(pickled)
-    except Exception:  # noqa: BLE001  # an exception with an odd constructor: its text goes instead
+        if _message(cloudpickle.loads(pickled)) != message:  # its constructor was given its message once more
+            pickled = None
+    except Exception:  # noqa: BLE001  # an exception with an odd constructor: its arguments go alone
         pickled = None
     text = "".join(traceback.format_exception(error))
     kind = type(error)
-    return Raised(
-        f"{kind.__module__}:{kind.__qualname__}", _cut(str(error)), arguments if pickled else None, _cut(text), pickled
-    )
+    return Raised(f"{kind.__module__}:{kind.__qualname__}", message, arguments, _cut(text), pickled)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return _cut(str(error))
+    except Exception as odd:  # noqa: BLE001  # the exception's own __str__ fails
+        return f"(its message cannot be had: {type(odd).__name__})"
 
 
 def _cut(text: str) -> str:
@@ -159,7 +172,15 @@ def _from_arguments(raised: Raised) -> BaseException | None:
         found: Any = importlib.import_module("__main__" if module_name == "__mp_main__" else module_name)
         for part in qualname.split("."):
             found = getattr(found, part)
-        error = found(*decode(Encoded(raised.arguments)))
+        if not issubclass(found, BaseException):
+            return None
+        args = decode(Encoded(raised.arguments))
+        with contextlib.suppress(Exception):
+            error: BaseException = found(*args)
+            if _message(error) == raised.message:
+                return error
+        error = found.__new__(found, *args)  # its constructor takes something else than what it passed on
+        error.args = args
     except Exception:  # noqa: BLE001  # renamed, moved or odd since it was recorded
         return None
-    return error if isinstance(error, BaseException) else None
+    return error

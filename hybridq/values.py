@@ -30,6 +30,10 @@ MAX_VALUE_BYTES = 256 * 10**6
 """Largest encoded value, in bytes; larger ones are refused by name."""
 
 _INLINE_ARRAY_BYTES = 1024
+_MAX_DEPTH = 100  # far below Python's recursion limit, so that what was stored can be read from any depth of calls
+_LONG_INT_BITS = 10_000  # Python refuses to write much longer integers in decimal
+_EXTENDED = (np.longdouble, np.clongdouble) if np.dtype(np.longdouble).itemsize > 8 else ()
+"""Differ between processors, and hold undefined padding."""
 _TAG = "$"
 _QPY_FLOOR = 13  # older versions may execute code when loaded (CVE-2025-2000)
 
@@ -62,7 +66,8 @@ def encode(value: Any, what: str = "value") -> Encoded:
 
     Accepts None, booleans, numbers, strings, bytes, lists, tuples, dicts, sets, NumPy arrays and scalars, enums,
     dataclasses of these, SciPy's ``OptimizeResult``, and Qiskit's ``QuantumCircuit``, ``SparsePauliOp`` and
-    ``BitArray``. Raises `Unhashable` for anything else, and for values over `MAX_VALUE_BYTES`.
+    ``BitArray``. An array's byte order and memory layout are not kept. Raises `Unhashable` for anything else, for
+    values nested more than 100 deep, and for values over `MAX_VALUE_BYTES`.
     """
     writer = _Writer(attach=True)
     encoded = Encoded(writer.walk(value, what), writer.attachments)
@@ -86,9 +91,17 @@ def digest(value: Any, what: str = "value") -> str:
 def decode(encoded: Encoded) -> Any:
     """The value that `encode` was given, equal in type.
 
-    Raises `Corrupt` for a document this module did not write.
+    Raises `Corrupt` for a document this module did not write, or whose classes have changed since.
     """
-    return _Reader(encoded.attachments).walk(encoded.document)
+    try:
+        return _Reader(encoded.attachments).walk(encoded.document)
+    except (Corrupt, MemoryError):
+        raise
+    except Exception as error:
+        raise Corrupt(
+            f"a stored value cannot be read ({type(error).__name__}: {error}); it was not written by this version of "
+            "hybridq, or a class in it has changed since."
+        ) from error
 
 
 class _Writer:
@@ -100,12 +113,18 @@ class _Writer:
         self._open: set[int] = set()
 
     def walk(self, value: Any, path: str) -> Any:
-        if value is None or type(value) in (bool, int, str):
+        if value is None or type(value) is bool:
             return value
+        if type(value) is int:
+            return value if value.bit_length() <= _LONG_INT_BITS else {_TAG: "int", "v": hex(value)}
+        if type(value) is str:
+            return value if _is_text(value) else {_TAG: "str", "v": _base64(value.encode("utf-8", "surrogatepass"))}
         if type(value) is float:
             return value if math.isfinite(value) else {_TAG: "float", "v": repr(value)}
         if id(value) in self._open:
             raise Unhashable(f"{path} contains itself; only trees of data can be recorded.")
+        if len(self._open) >= _MAX_DEPTH:
+            raise Unhashable(f"{path:.200}... is nested more than {_MAX_DEPTH} deep; flatten it.")
         self._open.add(id(value))
         try:
             return self._tagged(value, path)
@@ -123,7 +142,7 @@ class _Writer:
         if kind is complex:
             return {_TAG: "complex", "v": [self.walk(value.real, path), self.walk(value.imag, path)]}
         if kind in (bytes, bytearray):
-            return {_TAG: kind.__name__, "v": base64.b64encode(value).decode()}
+            return {_TAG: kind.__name__, "v": _base64(value)}
         if kind in (set, frozenset):
             members = [self.walk(v, f"{path}{{{v!r:.40}}}") for v in value]
             return {_TAG: kind.__name__, "v": sorted(members, key=_dumps)}
@@ -131,8 +150,9 @@ class _Writer:
             return self._array(value, path)
         if isinstance(value, np.generic) and value.dtype.kind in "biufcSU":
             return {_TAG: "scalar", "v": self._array(np.asarray(value), path)}
-        if isinstance(value, enum.Enum):
-            return {_TAG: "enum", "t": _type_name(kind, path), "v": value.name}
+        if isinstance(value, enum.Enum):  # a combination of flags has a number, but no name of its own
+            member = int(value.value) if isinstance(value, enum.Flag) else value.name
+            return {_TAG: "enum", "t": _type_name(kind, path), "v": member}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
             return {
@@ -143,22 +163,23 @@ class _Writer:
         return self._library(value, path)
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
-        if all(type(k) is str for k in value) and _TAG not in value:
+        if all(type(k) is str and _is_text(k) for k in value) and _TAG not in value:
             keys: Iterable[Any] = value if self.attach else sorted(value)
             return {k: self.walk(value[k], f"{path}[{k!r}]") for k in keys}
         pairs = [[self.walk(k, f"{path} key {k!r:.40}"), self.walk(v, f"{path}[{k!r:.40}]")] for k, v in value.items()]
         return {_TAG: "dict", "v": pairs if self.attach else sorted(pairs, key=_dumps)}
 
     def _array(self, array: np.ndarray[Any, Any], path: str) -> Any:
-        if array.dtype.kind not in "biufcSU":
+        if array.dtype.kind not in "biufcSU" or array.dtype in _EXTENDED:
             raise Unhashable(
-                f"{path} is an array of dtype {array.dtype}; arrays of numbers, booleans or strings can be recorded."
+                f"{path} is of dtype {array.dtype}; numbers of up to 64 bits a component, booleans and strings can be "
+                "recorded."
             )
         dtype = array.dtype.newbyteorder("<")
         array = np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)
         head = {_TAG: "array", "d": dtype.str, "s": list(array.shape)}
         if array.nbytes <= _INLINE_ARRAY_BYTES:
-            return {**head, "v": base64.b64encode(array.tobytes()).decode()}
+            return {**head, "v": _base64(array.tobytes())}
         if not self.attach:
             return {**head, "h": digest_bytes(array.tobytes())}
         buffer = io.BytesIO()
@@ -197,6 +218,19 @@ class _Writer:
             f"{path} is a {kind.__module__}.{kind.__qualname__}, which can be neither hashed nor stored as data. "
             "Pass numbers, strings, lists, dicts, arrays, circuits, observables or dataclasses of these."
         )
+
+
+def _base64(data: bytes | bytearray) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _is_text(text: str) -> bool:
+    """Whether JSON can hold ``text``: a file's name, for one, may hold lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Reader:
@@ -255,13 +289,19 @@ class _Reader:
 
         return OptimizeResult(self.walk(document["v"]))
 
+    def member(self, document: Mapping[str, Any]) -> Any:
+        kind, member = _find_type(document["t"]), document["v"]
+        return kind[member] if isinstance(member, str) else kind(member)
+
     def instance(self, document: Mapping[str, Any]) -> Any:
         kind = _find_type(document["t"])
         return kind(**{name: self.walk(v) for name, v in document["v"].items()})
 
 
 _READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Any]] = {
+    "int": lambda r, d: int(d["v"], 16),
     "float": lambda r, d: float(d["v"]),
+    "str": lambda r, d: base64.b64decode(d["v"]).decode("utf-8", "surrogatepass"),
     "complex": lambda r, d: complex(*map(r.walk, d["v"])),
     "tuple": lambda r, d: tuple(map(r.walk, d["v"])),
     "set": lambda r, d: set(map(r.walk, d["v"])),
@@ -272,7 +312,7 @@ _READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Any]] = {
     "array": _Reader.array,
     "npy": _Reader.array,
     "scalar": lambda r, d: r.array(d["v"])[()],
-    "enum": lambda r, d: _find_type(d["t"])[d["v"]],
+    "enum": _Reader.member,
     "dataclass": _Reader.instance,
     "OptimizeResult": _Reader.result,
     "SparsePauliOp": _Reader.pauli_op,
@@ -331,7 +371,7 @@ def circuit_digest(circuit: Any) -> str:
 
 
 def _structure(circuit: Any, positions: Mapping[Any, int]) -> list[Any]:
-    from qiskit.circuit import CircuitError
+    from qiskit.circuit import CASE_DEFAULT, CircuitError, Instruction
 
     qubits = {bit: i for i, bit in enumerate(circuit.qubits)}
     clbits = {bit: i for i, bit in enumerate(circuit.clbits)}
@@ -344,17 +384,22 @@ def _structure(circuit: Any, positions: Mapping[Any, int]) -> list[Any]:
             [clbits[c] for c in instruction.clbits],
             [_parameter(p, positions) for p in getattr(operation, "params", ())],
         ]
-        condition = getattr(operation, "condition", None) or getattr(operation, "target", None)
-        if condition is not None and getattr(operation, "blocks", None):
-            line.append(_condition(condition, clbits, circuit))
-        if operation.name not in _standard_names():
+        standard = _standard_types().get(operation.name)
+        if operation.name in ("if_else", "while_loop"):
+            line.append(_condition(operation.condition, clbits))
+        elif operation.name == "switch_case":
+            labels = [["default" if v is CASE_DEFAULT else int(v) for v in vs] for vs, _ in operation.cases_specifier()]
+            line += [_condition(operation.target, clbits), labels]
+        elif operation.name == "delay":
+            line.append(operation.unit)
+        if standard is None or getattr(operation, "base_class", None) is not standard:
             try:
                 definition = getattr(operation, "definition", None)
             except CircuitError:
                 definition = None
             if definition is not None:
                 line.append(_structure(definition, positions))
-            elif not line[3]:
+            elif not line[3] or not isinstance(operation, Instruction):  # modifiers of annotated ones hide elsewhere
                 raise Unhashable(
                     f"the instruction {operation.name!r} has neither a standard meaning nor a definition, so two "
                     "different ones could not be told apart; give it a definition or decompose it."
@@ -363,16 +408,31 @@ def _structure(circuit: Any, positions: Mapping[Any, int]) -> list[Any]:
     return lines
 
 
-def _condition(condition: Any, clbits: Mapping[Any, int], circuit: Any) -> Any:
+def _condition(condition: Any, clbits: Mapping[Any, int]) -> Any:
     """What a control-flow operation looks at; registers by their bits, since their names do not count."""
+    from qiskit.circuit import ClassicalRegister, Clbit
+    from qiskit.circuit.classical import expr
+
     if isinstance(condition, tuple):
-        bits, value = condition
-        return [[clbits[b] for b in bits] if hasattr(bits, "__iter__") else clbits[bits], int(value)]
-    if condition in clbits:
-        return [clbits[condition]]
-    if hasattr(condition, "__iter__"):
-        return [clbits[b] for b in condition]
-    return [repr(condition), [[clbits[b] for b in register] for register in circuit.cregs]]
+        return [_condition(condition[0], clbits), int(condition[1])]
+    if isinstance(condition, Clbit):
+        return clbits[condition]
+    if isinstance(condition, ClassicalRegister):
+        return [clbits[bit] for bit in condition]
+    kind, of = type(condition).__name__, str(getattr(condition, "type", ""))
+    if isinstance(condition, expr.Var) and isinstance(condition.var, (Clbit, ClassicalRegister)):
+        return [kind, of, _condition(condition.var, clbits)]
+    if isinstance(condition, expr.Value):
+        return [kind, of, repr(condition.value)]
+    if isinstance(condition, expr.Cast):
+        return [kind, of, _condition(condition.operand, clbits)]
+    if isinstance(condition, expr.Unary):
+        return [kind, of, condition.op.name, _condition(condition.operand, clbits)]
+    if isinstance(condition, expr.Binary):
+        return [kind, of, condition.op.name, _condition(condition.left, clbits), _condition(condition.right, clbits)]
+    if isinstance(condition, expr.Index):
+        return [kind, of, _condition(condition.target, clbits), _condition(condition.index, clbits)]
+    raise Unhashable(f"a condition of a circuit is a {kind} of its own, which cannot be hashed; use classical bits.")
 
 
 def _parameter(value: Any, positions: Mapping[Any, int]) -> Any:
@@ -408,11 +468,15 @@ def _number(value: Any, positions: Mapping[Any, int]) -> Any:
 
 
 @functools.cache
-def _standard_names() -> frozenset[str]:
-    from qiskit.circuit.library import get_standard_gate_name_mapping
+def _standard_types() -> dict[str, type[Any]]:
+    """The types whose name, operands and parameters say everything; others may borrow a name for another meaning."""
+    from qiskit import circuit
+    from qiskit.circuit.library import Barrier, UnitaryGate, get_standard_gate_name_mapping
 
-    control_flow = {"if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop"}
-    return frozenset(get_standard_gate_name_mapping()) | control_flow | {"barrier"}
+    types = {name: gate.base_class for name, gate in get_standard_gate_name_mapping().items()}
+    types |= {"barrier": Barrier, "unitary": UnitaryGate, "if_else": circuit.IfElseOp, "for_loop": circuit.ForLoopOp}
+    types |= {"while_loop": circuit.WhileLoopOp, "switch_case": circuit.SwitchCaseOp}
+    return types | {"break_loop": circuit.BreakLoopOp, "continue_loop": circuit.ContinueLoopOp}
 
 
 def same_value(left: Any, right: Any, tolerance: float) -> bool:

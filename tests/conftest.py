@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from distributed import Client, LocalCluster
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("explore", derandomize=False, deadline=None, print_blob=True, max_examples=500)
@@ -33,3 +35,15 @@ def pytest_report_header(config: pytest.Config) -> str:
 def store(tmp_path: Path) -> Path:
     """A directory for runs: fresh, and not created yet."""
     return tmp_path / "store"
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[Client]:
+    """A Dask cluster of two one-thread worker processes, shared by the tests that need one."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client

@@ -39,6 +39,7 @@ from qiskit.circuit.library import (
     UGate,
     XGate,
 )
+from qiskit.exceptions import QiskitError
 from qiskit.quantum_info import SparsePauliOp
 from qiskit_aer import AerSimulator
 from qiskit_aer.library import SaveExpectationValue, SaveStatevector
@@ -78,6 +79,7 @@ class AerEngine:
         """Whether circuits go through ``AerSimulator.run`` rather than being assembled once."""
         self._prepared: OrderedDict[tuple[str, str], _Prepared | _Trajectories] = OrderedDict()
         self._prepared_bytes = 0
+        self._peak = _peak_bytes()
 
     def evaluate(self, programs: Sequence[Program], max_bytes: int | None = None) -> list[Outcome | HybridqError]:
         """Evaluate each program by its plan; a failed one is an error in its place and harms no other.
@@ -89,7 +91,7 @@ class AerEngine:
         return [self._evaluate(program, allowed) for program in programs]
 
     def _evaluate(self, program: Program, allowed: int) -> Outcome | HybridqError:
-        start, peak = time.perf_counter(), _peak_bytes()
+        start = time.perf_counter()
         required = need(program).bytes
         if required > allowed:
             return _too_large(program, required, allowed)
@@ -102,7 +104,8 @@ class AerEngine:
             return error
         except Exception as error:  # noqa: BLE001 - Aer and Qiskit raise many types; here failures are values
             return EngineFailed(f"Aer failed on this program: {type(error).__name__}: {error}")
-        return Outcome(values, stderrs, bits, time.perf_counter() - start, max(0, _peak_bytes() - peak))
+        before, self._peak = self._peak, _peak_bytes()
+        return Outcome(values, stderrs, bits, time.perf_counter() - start, self._peak - before)
 
     def _prepare(self, template: Template, sampling: str) -> _Prepared | _Trajectories:
         key = (template.digest, sampling)
@@ -151,7 +154,7 @@ def _run(prepared: _Prepared | _Trajectories, program: Program) -> tuple[Array, 
     """Values, standard errors and bits of all rows, as in `Outcome`."""
     shots = program.shots or 0
     values = np.empty((program.rows, len(program.template.observables)))
-    stderrs = np.zeros_like(values)
+    stderrs = np.zeros(values.shape)
     if isinstance(prepared, _Trajectories):
         bits = np.empty((program.rows, shots, prepared.num_bytes), dtype=np.uint8)
         for theta, seed, row_bits in zip(program.theta, program.seeds, bits, strict=True):
@@ -284,15 +287,17 @@ def _definition(operation: Any) -> QuantumCircuit:
     if definition is not None:
         circuit: QuantumCircuit = definition
         return circuit
-    # what has no definition (Cliffords, gates with annotations) is synthesised by Qiskit
-    whole = QuantumCircuit(operation.num_qubits, operation.num_clbits)
-    whole.append(operation, whole.qubits, whole.clbits)
-    circuit = transpile(whole, basis_gates=sorted(_NATIVE), optimization_level=0, seed_transpiler=0)
-    if operation.name not in _NATIVE and operation.name in circuit.count_ops():
+    # what has no definition (permutations, gates with annotations) is synthesised by Qiskit
+    whole = QuantumCircuit(operation.num_qubits)
+    try:
+        whole.append(operation, whole.qubits)
+        synthesised: QuantumCircuit = transpile(whole, basis_gates=["cx", "u"], optimization_level=0)
+    except QiskitError as error:
         raise EngineFailed(
-            f"Aer cannot run the instruction {operation.name!r}, and it has no definition; decompose it into gates."
-        )
-    return circuit
+            f"Aer cannot run the instruction {operation.name!r}, and it has no definition; decompose it into gates. "
+            f"({error})"
+        ) from error
+    return synthesised
 
 
 class _Binder:
@@ -319,12 +324,16 @@ class _Binder:
             for term, (column, factor) in enumerate(pairs):
                 self._columns[term, slot] = column
                 self._factors[term, slot] = factor
+        bare = width == 1 and not self._general and not self._constants.any() and bool((self._factors == 1.0).all())
+        self._bare = self._columns[0] if bare else None
 
     def bind(self, theta: Array) -> Array:
         """Values of shape (rows, slots) of ``theta``, shape (rows, parameters).
 
         Elementwise products and sums in a fixed order, no linear algebra: a row's bits are its own.
         """
+        if self._bare is not None:
+            return theta[:, self._bare]
         transposed = theta.T
         values = np.broadcast_to(self._constants, (len(self._constants), len(theta))).copy()
         for columns, factors in zip(self._columns, self._factors, strict=True):

@@ -319,6 +319,10 @@ class _Spawner:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew, as in a fork of this process, which has none of its threads."""
         self._lock = threading.Lock()
         self._asked: SimpleQueue[tuple[Future[subprocess.Popen[bytes]], list[str], dict[str, Any]]] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -343,11 +347,4 @@ class _Spawner:
 
 
 _spawner = _Spawner()
-
-
-def _after_fork() -> None:
-    global _spawner
-    _spawner = _Spawner()  # a fork has none of its parent's threads
-
-
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_spawner.reset)

@@ -41,6 +41,7 @@ Array = NDArray[Any]
 
 QPY_FLOOR = 13  # older versions may execute code when they are loaded (CVE-2025-2000)
 _CACHE_KEY = "wire"
+_FLOAT, _UINT, _COMPLEX, _BYTE = (np.dtype(kind) for kind in ("<f8", "<u8", "<c16", "u1"))
 _LENGTH = struct.Struct("<I")
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -79,9 +80,9 @@ class _Arrays:
         self._data = data
         self._offset = offset
 
-    def take(self, dtype: str, shape: tuple[int, ...]) -> Array:
+    def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
         count = math.prod(shape)
-        size = count * np.dtype(dtype).itemsize
+        size = count * dtype.itemsize
         if self._offset + size > len(self._data):
             raise Corrupt(f"an engine message of {len(self._data)} bytes ends inside an array of {size} bytes.")
         array = np.frombuffer(self._data, dtype, count, self._offset).reshape(shape).copy()
@@ -116,8 +117,8 @@ def encode_template(template: Template) -> bytes:
             "in_place": template.sampled_in_place,
             "labels": [o.paulis.to_labels() for o in template.observables],
         }
-        coefficients = [np.asarray(o.coeffs, dtype="<c16") for o in template.observables]
-        encoded = _join(header, [*coefficients, np.frombuffer(buffer.getvalue(), dtype=np.uint8)])
+        coefficients = [np.asarray(o.coeffs, dtype=_COMPLEX) for o in template.observables]
+        encoded = _join(header, [*coefficients, np.frombuffer(buffer.getvalue(), dtype=_BYTE)])
         template.cache[_CACHE_KEY] = encoded
     return encoded
 
@@ -130,7 +131,7 @@ def decode_template(data: bytes) -> Template:
     header, start = _header(data)
     arrays = _Arrays(data, start)
     observables = tuple(
-        SparsePauliOp(PauliList(labels), arrays.take("<c16", (len(labels),))) for labels in header["labels"]
+        SparsePauliOp(PauliList(labels), arrays.take(_COMPLEX, (len(labels),))) for labels in header["labels"]
     )
     circuit = data[start + 16 * sum(map(len, header["labels"])) :]
     if circuit[:6] != b"QISKIT" or circuit[6] < QPY_FLOOR:
@@ -171,7 +172,7 @@ def pack(programs: Sequence[Program], max_bytes: int | None = None) -> Batch:
         plan = plans.setdefault(program.plan, len(plans))
         entries.append([template.digest, program.rows, template.num_parameters, program.shots, plan,
                         program.batch_shape, program.observables_shape])  # fmt: skip
-        arrays += (np.asarray(program.theta, dtype="<f8"), np.asarray(program.seeds, dtype="<u8"))
+        arrays += (np.asarray(program.theta, dtype=_FLOAT), np.asarray(program.seeds, dtype=_UINT))
     header = {"programs": entries, "plans": [_plan_fields(plan) for plan in plans], "max_bytes": max_bytes}
     return Batch(templates, _join(header, arrays))
 
@@ -192,32 +193,40 @@ def unpack(payload: bytes, find: Callable[[str], Template | HybridqError | None]
 
     Where it gives an error, that error takes the place of the program.
     """
-    header, start = _header(payload)
-    entries = header["programs"]
-    found = {digest: find(digest) for digest in dict.fromkeys(entry[0] for entry in entries)}
-    missing = tuple(digest for digest, template in found.items() if template is None)
+    (length,) = _LENGTH.unpack_from(payload)
+    start = _LENGTH.size + length
+    entries, max_bytes = _entries(payload[_LENGTH.size : start])
+    found = {digest: find(digest) for digest in {entry[0] for entry in entries}}
+    missing = tuple(sorted(digest for digest, template in found.items() if template is None))
     if missing:
-        return Unpacked((), header["max_bytes"], missing)
-    plans = [_plan(*map(_frozen, fields)) for fields in header["plans"]]
+        return Unpacked((), max_bytes, missing)
     arrays = _Arrays(payload, start)
     programs: list[Program | HybridqError] = []
     for digest, rows, columns, shots, plan, batch_shape, observables_shape in entries:
-        theta = arrays.take("<f8", (rows, columns))
-        seeds = arrays.take("<u8", (rows, 2))
+        theta = arrays.take(_FLOAT, (rows, columns))
+        seeds = arrays.take(_UINT, (rows, 2))
         template = found[digest]
         if isinstance(template, Template):
-            shapes = tuple(batch_shape), tuple(observables_shape)
-            programs.append(Program(template, theta, shots, seeds, plans[plan], *shapes))
+            programs.append(Program(template, theta, shots, seeds, plan, batch_shape, observables_shape))
         elif template is not None:
             programs.append(template)
-    return Unpacked(tuple(programs), header["max_bytes"], ())
+    return Unpacked(tuple(programs), max_bytes, ())
+
+
+@lru_cache(maxsize=256)
+def _entries(head: bytes) -> tuple[tuple[tuple[Any, ...], ...], int | None]:
+    """The header of a payload, cached because the calls of a loop differ in their arrays alone."""
+    header = json.loads(head)
+    plans = [NumericPlan(*map(_frozen, fields)) for fields in header["plans"]]
+    entries = tuple(
+        (digest, rows, columns, shots, plans[plan], tuple(batch_shape), tuple(observables_shape))
+        for digest, rows, columns, shots, plan, batch_shape, observables_shape in header["programs"]
+    )
+    return entries, header["max_bytes"]
 
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-_plan = lru_cache(maxsize=64)(NumericPlan)
 
 
 # -- outcomes ----------------------------------------------------------------------------------------------------
@@ -234,9 +243,9 @@ def pack_outcomes(outcomes: Sequence[Outcome | HybridqError]) -> bytes:
         bits = outcome.bits
         bits_shape = None if bits is None else bits.shape
         entries.append([outcome.values.shape, bits_shape, outcome.seconds, outcome.peak_bytes])
-        arrays += (np.asarray(outcome.values, dtype="<f8"), np.asarray(outcome.stderrs, dtype="<f8"))
+        arrays += (np.asarray(outcome.values, dtype=_FLOAT), np.asarray(outcome.stderrs, dtype=_FLOAT))
         if bits is not None:
-            arrays.append(np.asarray(bits, dtype=np.uint8))
+            arrays.append(np.asarray(bits, dtype=_BYTE))
     return _join(entries, arrays)
 
 
@@ -250,8 +259,8 @@ def unpack_outcomes(data: bytes) -> list[Outcome | HybridqError]:
             outcomes.append(_error(*entry))
             continue
         shape, bits_shape, seconds, peak_bytes = entry
-        values, stderrs = arrays.take("<f8", tuple(shape)), arrays.take("<f8", tuple(shape))
-        bits = None if bits_shape is None else arrays.take("|u1", tuple(bits_shape))
+        values, stderrs = arrays.take(_FLOAT, tuple(shape)), arrays.take(_FLOAT, tuple(shape))
+        bits = None if bits_shape is None else arrays.take(_BYTE, tuple(bits_shape))
         outcomes.append(Outcome(values, stderrs, bits, seconds, peak_bytes))
     return outcomes
 

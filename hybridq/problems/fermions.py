@@ -50,7 +50,7 @@ def jordan_wigner(constant: float, one_body: ArrayLike, two_body: ArrayLike) -> 
     pair, x, z, weight = _symmetrised_hops(n)
     rows, columns = np.triu_indices(n)
     # E_pq E_rs as a product leaves this one-body remainder.
-    mean = (h - 0.4 * np.einsum("prrq->pq", g))[rows, columns]
+    mean = (h - 0.5 * np.einsum("prrq->pq", g))[rows, columns]
     repulsion = 0.5 * g[rows, columns][:, rows, columns]
 
     both_x, both_z = x[:, None] ^ x, z[:, None] ^ z

@@ -119,6 +119,12 @@ def test_two_heisenberg_sites_have_one_bond_and_one_parameter_a_layer() -> None:
     assert energy(problem, problem.start) == pytest.approx(-0.75)
 
 
+def test_start_ramps_the_full_hamiltonian_up() -> None:
+    ising = lattice("ising", 4, coupling=2.0, field=1.0)
+    assert ising.start == pytest.approx([-1 / 3, -1 / 3, -2 / 3, -1 / 6])
+    assert lattice("heisenberg", 4).start == pytest.approx([1 / 6, 1 / 2, 1 / 3, 1 / 2])
+
+
 def test_start_is_not_a_stationary_point() -> None:
     for problem in (lattice("ising", 6), lattice("heisenberg", 6)):
         steps = [energy(problem, problem.start + 1e-4 * row) for row in np.eye(len(problem.start))]

@@ -219,24 +219,28 @@ def test_fresh_processes_give_the_same_bits() -> None:
     assert len(set(first.split())) == 2
 
 
-def test_sign_and_degenerate_orbitals_follow_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("geometry", "active", "shells"), [("N 0 0 0; N 0 0 1.1", (6, 6), 2), ("Li 0 0 0; H 0 0 1.6", (2, 5), 1)], ids=str
+)
+def test_sign_and_degenerate_orbitals_follow_the_rule(
+    geometry: str, active: tuple[int, int], shells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Orbitals that come out with other signs and turned within their shells give the same Hamiltonian."""
-    geometry = "N 0 0 0; N 0 0 1.1"
-    plain = molecule(geometry, active=(6, 6), reference=False)
+    plain = molecule(geometry, active=active, reference=False)
     kernel = pyscf.scf.hf.RHF.kernel
 
     def turned(self: object, *args: object, **keywords: object) -> object:
         value = kernel(self, *args, **keywords)
-        shells = np.flatnonzero(np.diff(self.mo_energy) < 1e-6)
-        assert len(shells) == 2
-        for place, first in enumerate(shells):
+        pairs = np.flatnonzero(np.diff(self.mo_energy) < 1e-6)
+        assert len(pairs) == shells
+        for place, first in enumerate(pairs):
             c, s = np.cos(0.4 + place), np.sin(0.4 + place)
             self.mo_coeff[:, [first, first + 1]] = self.mo_coeff[:, [first, first + 1]] @ np.array([[c, s], [-s, c]])
         self.mo_coeff[:, ::2] *= -1
         return value
 
     monkeypatch.setattr(pyscf.scf.hf.RHF, "kernel", turned)
-    other = molecule(geometry, active=(6, 6), reference=False)
+    other = molecule(geometry, active=active, reference=False)
     assert plain.hamiltonian.paulis == other.hamiltonian.paulis
     assert np.allclose(plain.hamiltonian.coeffs, other.hamiltonian.coeffs, atol=1e-9)
     assert np.allclose(plain.start, other.start, atol=1e-8)

@@ -1,0 +1,185 @@
+"""Clusters: one of our own, one started elsewhere, and the ones that are refused."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import Client
+from processes import Marked, wait_until
+
+import hybridq as hq
+from hybridq import journal as records
+from hybridq.journal import read_records
+
+SITE = next(p for p in sys.path if p.endswith("site-packages"))
+HEISENBERG = {"XX": 1.0, "YY": 1.0, "ZZ": 1.0}
+
+
+@hq.classical
+def where_am_i(index: int) -> dict[str, int]:
+    return {"index": index, "pid": os.getpid(), "parent": os.getppid()}
+
+
+@hq.quantum
+def energy(theta: list[float]) -> object:
+    from qiskit.circuit.library import efficient_su2
+
+    return hq.expval(efficient_su2(2, reps=1), HEISENBERG, theta)
+
+
+@hq.quantum
+def slow_energy(theta: float, qubits: int, reps: int) -> object:
+    from qiskit.circuit.library import efficient_su2
+
+    circuit = efficient_su2(qubits, reps=reps, entanglement="linear")
+    return hq.expval(circuit, "Z" * qubits, [theta] * circuit.num_parameters)
+
+
+@hq.workflow
+def loops(count: int) -> list[float]:
+    return [r.fun for r in hq.map(loop, range(count))]
+
+
+@hq.workflow
+def loop(index: int) -> object:
+    where_am_i(index)
+    return hq.minimize(energy, [0.1 * index] * 8, method="COBYLA", options={"maxiter": 10})
+
+
+@hq.workflow
+def slow(qubits: int, reps: int) -> list[float]:
+    return [float(e) for e in hq.map(slow_energy, [0.1, 0.2], [qubits] * 2, [reps] * 2)]
+
+
+@contextmanager
+def scheduler_and_workers(*workers: dict[str, str], isolated: bool = False) -> Iterator[str]:
+    """A scheduler and workers as processes of their own on loopback; the scheduler's address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    flags = ["-S", "-P"] if isolated else ["-P"]
+    scheduler = [*flags, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
+    worker = [*flags, "-m", "distributed.cli.dask_worker", address, "--host", "127.0.0.1", "--no-dashboard"]
+    site = {"PYTHONPATH": SITE} if isolated else {}
+    processes = [Marked(*scheduler, "--no-dashboard", env=site)]
+    processes += [Marked(*worker, "--nthreads", "1", env={**site, **env}) for env in workers]
+    try:
+        with Client(address, timeout=30) as client:
+            client.wait_for_workers(len(workers), timeout=60)
+        yield address
+    finally:
+        for process in reversed(processes):
+            process.process.terminate()
+        for process in processes:
+            process.finish(30)
+        assert wait_until(lambda: not any(p.alive() for p in processes), 10)
+
+
+def test_a_cluster_started_elsewhere(store: Path) -> None:
+    with scheduler_and_workers({}, {}) as address:
+        values = hq.run(loops, 4, name="far", store=store, cluster=address)
+        steps = [r for _, r in read_records(store / "far") if isinstance(r, records.Step)]
+        pids = {r.output["pid"] for r in steps}
+        assert os.getpid() not in pids
+        assert all(psutil.pid_exists(pid) for pid in pids), "the workers of a cluster that is not ours were ended"
+        with Client(address) as client:
+            assert len(client.scheduler_info()["workers"]) == 2
+    assert hq.run(loops, 4, name="near", store=store, workers=1) == values
+
+
+def test_a_client_is_used_as_it_is(client: Client, store: Path) -> None:
+    hq.run(loops, 2, name="given", store=store, cluster=client)
+    assert client.status == "running"
+    assert client.submit(lambda: 1).result() == 1
+
+
+def test_nobody_answers(store: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(hq.NoDevice, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1"):
+            hq.run(loops, 1, name="nobody", store=store, cluster=address)
+    kinds = {type(r) for _, r in read_records(store / "nobody")}
+    assert not kinds & {records.Step, records.Evaluation, records.Row}
+
+
+def test_a_worker_without_hybridq_is_refused(store: Path) -> None:
+    # without the site module an editable installation is not importable
+    bare = {**os.environ, "PYTHONPATH": SITE}
+    probe = subprocess.run([sys.executable, "-S", "-P", "-c", "import hybridq"], env=bare, capture_output=True, cwd="/")
+    if probe.returncode == 0:
+        pytest.skip("hybridq is installed as a copy, which every process of this environment can import")
+    with (
+        scheduler_and_workers({}, isolated=True) as address,
+        pytest.raises(hq.NoDevice, match=r"has no hybridq; install hybridq-scheduler"),
+    ):
+        hq.run(loops, 1, name="bare", store=store, cluster=address)
+
+
+def test_a_worker_with_other_versions_is_refused(store: Path, tmp_path: Path) -> None:
+    fake = tmp_path / "fake" / "qiskit_aer-0.0.7.dist-info"
+    fake.mkdir(parents=True)
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: qiskit-aer\nVersion: 0.0.7\n")
+    with (
+        scheduler_and_workers({"PYTHONPATH": str(fake.parent)}) as address,
+        pytest.raises(hq.WorkflowError, match=r"qiskit-aer 0\.0\.7 \(here .*\).*Nothing was run"),
+    ):
+        hq.run(loops, 1, name="skewed", store=store, cluster=address)
+
+
+def test_long_circuits_do_not_silence_heartbeats(client: Client, store: Path) -> None:
+    silences: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            workers = client.scheduler_info()["workers"].values()
+            silences.append(max(time.time() - w["last_seen"] for w in workers))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        hq.run(slow, 20, 10, name="slow", store=store, cluster=client)
+    finally:
+        done.set()
+        watcher.join()
+    evaluations = [r for _, r in read_records(store / "slow") if isinstance(r, records.Evaluation)]
+    assert {r.where for r in evaluations} == {str(w["name"]) for w in client.scheduler_info()["workers"].values()}
+    shortest = min(r.seconds for r in evaluations)
+    assert shortest >= 3.0, "the circuits are too short to silence anything"
+    assert max(silences) < 2.5, f"a worker was silent for {max(silences):.1f} s under circuits of {shortest:.1f} s"
+
+
+def test_tasks_have_readable_names(client: Client, store: Path) -> None:
+    hq.run(loops, 3, name="named7", store=store, cluster=client)
+
+    def transitions(dask_scheduler: object = None) -> list[object]:
+        return [row[0] for row in dask_scheduler.transition_log]  # type: ignore[attr-defined]
+
+    keys = [k for k in client.run_on_scheduler(transitions) if isinstance(k, (tuple, list)) and k[1].startswith("named7/")]
+    assert {key[0] for key in keys} == {"classical-where_am_i", "quantum-energy"}
+    assert ("classical-where_am_i", "named7/loops/loop[1]/where_am_i[0]", 0) in {tuple(key) for key in keys}
+
+
+def test_nothing_is_left_of_an_own_cluster(store: Path) -> None:
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    hq.run(loops, 2, name="own", store=store, workers=2)
+
+    def left() -> set[int]:
+        children = psutil.Process().children(recursive=True)
+        # multiprocessing keeps a tracker, and the driver its engine, for the life of the process
+        kept = ("resource_tracker", "hybridq.engines")
+        return {p.pid for p in children if p.pid not in before and not any(k in " ".join(p.cmdline()) for k in kept)}
+
+    assert wait_until(lambda: not left(), 5)

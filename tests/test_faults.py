@@ -1,0 +1,156 @@
+"""Real kills: the driver, an engine, a worker; Ctrl-C in the middle of a circuit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import Marked, wait_until
+
+from hybridq import journal as records
+from hybridq.journal import read_records
+
+
+STUDIES = Path(__file__).parent / "studies"
+KILLS = 10
+
+
+def keys(directory: Path) -> list[tuple[str, object]]:
+    """What each record answers: locations of calls, loop and index of rows."""
+    found: list[tuple[str, object]] = []
+    for _, record in read_records(directory):
+        match record:
+            case records.Step() | records.Evaluation() | records.Event() | records.Loop():
+                found.append((record.kind, record.at))
+            case records.Row():
+                found.append(("row", (record.loop, record.i)))
+            case records.LoopEnd():
+                found.append(("end", record.loop))
+    return found
+
+
+def recorded_steps(directory: Path) -> set[str]:
+    """Lines that the recorded steps of ``killable.py`` wrote when they ran."""
+    found = set()
+    for _, record in read_records(directory):
+        if isinstance(record, records.Step):
+            index = record.inputs[0][1]
+            found.add(f"{record.at.rpartition('/')[2].partition('[')[0]} {index}")
+    return found
+
+
+def test_the_driver_killed_at_random_times(tmp_path: Path) -> None:
+    undisturbed = Marked(STUDIES / "killable.py", tmp_path / "log0", tmp_path / "a")
+    expected, _ = undisturbed.finish()
+    assert undisturbed.process.returncode == 0
+    whole = keys(tmp_path / "a" / "study")
+
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"kills drawn with seed {seed}")
+    rng = random.Random(seed)
+    log, store = tmp_path / "log", tmp_path / "b"
+    progress = []
+    for _ in range(KILLS):
+        run = Marked(STUDIES / "killable.py", log, store)
+        lines = rng.randrange(1, max(2, len(whole) // KILLS * 2))
+        journal, before = store / "study" / "journal.jsonl", size(store)
+        moment = rng.uniform(0.0, 0.2)
+        reached = wait_until(
+            lambda journal=journal, before=before, lines=lines, run=run: (
+                run.process.poll() is not None or (journal.exists() and size(store) >= before + 150 * lines)
+            ),
+            60,
+        )
+        assert reached, "the run made no progress"
+        time.sleep(moment)
+        run.kill()
+        assert wait_until(lambda run=run: not run.alive(), 5), f"left behind: {run.alive()}"
+        done = recorded_steps(store / "study") if journal.exists() else set()
+        executed = Counter(log.read_text().splitlines()) if log.exists() else Counter()
+        progress.append((len(keys(store / "study")), done, executed))
+
+    last = Marked(STUDIES / "killable.py", log, store)
+    answer, errors = last.finish()
+    assert last.process.returncode == 0, errors
+    assert not last.alive()
+
+    assert json.loads(answer) == json.loads(expected)
+    resumed = keys(store / "study")
+    assert Counter(key for key in resumed if key[0] != "row" and key[0] != "end").most_common(1)[0][1] == 1
+    assert Counter(resumed).most_common(1)[0][1] == 1, "a call was recorded twice"
+    assert len(resumed) == len(whole)
+    assert len({count for count, _, _ in progress}) >= 4, f"the kills all hit the same place: seed {seed}"
+    final = Counter(log.read_text().splitlines())
+    for _, done, executed in progress:
+        for line in done:
+            assert final[line] == executed[line], f"{line} was recorded and then executed again"
+
+
+def size(store: Path) -> int:
+    journal = store / "study" / "journal.jsonl"
+    return journal.stat().st_size if journal.exists() else 0
+
+
+@pytest.mark.parametrize("where", ["driver", "cluster"])
+def test_ctrl_c_in_the_middle_of_a_circuit(where: str, tmp_path: Path) -> None:
+    # the driver's own engine takes short programs only, so many of them; the cluster one that takes a minute
+    qubits, reps = ("14", "60") if where == "driver" else ("22", "60")
+    run = Marked(STUDIES / "circuits.py", where, tmp_path, qubits, reps)
+
+    def busy() -> bool:
+        return any(
+            "hybridq.engines" in " ".join(p.cmdline()) and p.cpu_times().user > 3.0
+            for p in psutil.process_iter(["pid"])
+            if p.pid in run.alive()
+        )
+
+    assert wait_until(busy, 60), "no engine process was busy"
+    begun = time.monotonic()
+    run.interrupt()
+    _, errors = run.finish(timeout=20)
+    seconds = time.monotonic() - begun
+    assert seconds < 5
+    assert run.process.returncode in (-signal.SIGINT, 130)
+    assert "Resume with: " in errors
+    assert "circuits.py" in errors.partition("Resume with: ")[2]
+    assert wait_until(lambda: not run.alive(), 5)
+    ends = [r for _, r in read_records(tmp_path / "circuits") if isinstance(r, records.End)]
+    assert [end.status for end in ends] == ["interrupted"]
+
+
+def engines_of(run: Marked) -> list[psutil.Process]:
+    return [p for p in map(psutil.Process, run.alive()) if "hybridq.engines" in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize("victim", ["engine", "worker"])
+def test_a_process_killed_under_a_circuit(victim: str, tmp_path: Path) -> None:
+    run = Marked(STUDIES / "circuits.py", "cluster", tmp_path, "18", "30")
+
+    def busy() -> list[psutil.Process]:
+        return [p for p in engines_of(run) if p.cpu_times().user > 2.5]
+
+    assert wait_until(lambda: bool(busy()), 60), "no engine process was busy"
+    engine = busy()[0]
+    worker = engine.parent()
+    assert worker is not None
+    assert worker.pid != run.process.pid
+    killed = engine if victim == "engine" else worker
+    os.kill(killed.pid, signal.SIGKILL)
+    assert wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 5)
+    answer, errors = run.finish(timeout=180)
+    assert run.process.returncode == 0, errors
+    values = json.loads(answer.splitlines()[-1])
+    assert values[0] == values[1]
+    evaluations = [r for _, r in read_records(tmp_path / "circuits") if isinstance(r, records.Evaluation)]
+    assert len(evaluations) == 2
+    if victim == "engine":
+        assert sorted(r.attempt for r in evaluations) == [0, 1], "nothing was tried again, so nothing was killed in use"
+        assert worker.is_running() or run.process.poll() is not None
+    assert wait_until(lambda: not run.alive(), 5)
