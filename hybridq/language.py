@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import concurrent.futures
 import functools
 import inspect
 import itertools
@@ -332,7 +333,7 @@ def _start_all(scope: Scope, function: Any, name: str, calls: Sequence[tuple[Any
     base = scope.reserve(name, len(calls))
     locations = [scope.location.child(name, base + i) for i in range(len(calls))]
     if isinstance(function, (ClassicalFunction, QuantumFunction)):
-        return [function._start(scope, at, call, {}) for at, call in zip(locations, calls, strict=True)]
+        return [_begin(scope, function, at, call) for at, call in zip(locations, calls, strict=True)]
     body = unwrap(function)
     window = threading.Semaphore(_MAP_WINDOW)
     pendings = []
@@ -340,6 +341,17 @@ def _start_all(scope: Scope, function: Any, name: str, calls: Sequence[tuple[Any
         window.acquire()
         pendings.append(run.spawn(at, body, call, {}, window.release))
     return pendings
+
+
+def _begin(scope: Scope, function: ClassicalFunction[Any, Any] | QuantumFunction[Any], location: Location,
+           call: tuple[Any, ...]) -> Pending:  # fmt: skip
+    """Start one call of a map; one that is refused takes its place among the others, which go on."""
+    try:
+        return function._start(scope, location, call, {})
+    except Exception as error:  # noqa: BLE001  # raised when all have finished
+        refused: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        refused.set_exception(error)
+        return Pending(location, refused, [])
 
 
 def rng() -> np.random.Generator:
@@ -379,11 +391,17 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
     ``method`` is one of scipy's names or a callable with scipy's signature for custom minimizers. Returns scipy's
     ``OptimizeResult``. A finished loop returns its recorded result; an unfinished one goes on where it stood. Raises
     `WorkflowError` for bad settings before anything is evaluated, `NotFinite` if the objective is NaN or infinite.
+    ``jac=True`` is refused: the gradient is a function of its own.
     """
     from scipy import optimize
 
     if not callable(fun):
         raise WorkflowError(f"fun is {fun!r}; give a quantum function or any function of (x, *args).")
+    if jac is True:
+        raise WorkflowError(
+            "jac=True says that fun returns value and gradient; hybridq records one real number for each evaluation. "
+            "Give the gradient as a function of its own, jac=gradient."
+        )
     start = _start_point(x0)
     args = args if isinstance(args, tuple) else (args,)
     _check_method(method)

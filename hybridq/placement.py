@@ -94,8 +94,8 @@ def _split(free: Free, positions: Sequence[int], queue: Sequence[Waiting]) -> li
     """Equal shares for the free slots, but no more batches than are worth a trip each."""
     batches: list[Batch] = []
     rest = list(positions)
-    worth = math.ceil(sum(queue[p].need.seconds for p in positions) / free.device.latency)
-    slots = min(free.slots, max(1, worth))
+    worth = math.ceil(sum(queue[p].need.seconds for p in positions) / max(free.device.latency, 1e-6))
+    slots = min(free.slots, max(1, worth, -(-len(positions) // MAX_BATCH_PROGRAMS)))
     while rest and slots > len(batches):
         share = -(-len(rest) // (slots - len(batches)))
         taken, seconds = 0, 0.0

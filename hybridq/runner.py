@@ -599,7 +599,8 @@ class Run:
         failure = self._recorded.failures.get(str(location))
         if failure is None or failure.at not in self._recorded.survived:
             return None
-        return rebuild(Raised(failure.type, failure.message, failure.arguments, failure.traceback), str(location))
+        raised = Raised(failure.type, failure.message, failure.arguments, failure.traceback)
+        return rebuild(raised, f"{location} on {failure.where}" if failure.where else str(location))
 
     def _expect(self, found: Any, kind: type[Any], location: Location) -> None:
         if str(location) in self._recorded.loops and kind is not records.Loop:

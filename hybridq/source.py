@@ -14,6 +14,7 @@ import site
 import sys
 import sysconfig
 import textwrap
+import threading
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Source:
     """Names of the researcher's own importable modules it reaches, which workers may not have."""
 
 
+_parsing = threading.Lock()
+"""`ast.parse` in several threads at once fails with a SystemError in early versions of Python 3.11 (gh-106905)."""
+
+
 def unwrap(function: Any) -> Any:
     """The researcher's own function below hybridq's decorators."""
     while type(function).__module__.partition(".")[0] == "hybridq" and hasattr(function, "__wrapped__"):
@@ -59,7 +64,8 @@ def source_of(function: Any, version: str | None = None) -> Source:
         if isinstance(function, types.FunctionType):
             walk.note_module(function.__module__)
     else:
-        walk.add(_name_of(function), function)
+        with _parsing:
+            walk.add(_name_of(function), function)
     text = "\n\n".join(walk.sections)
     return Source(digest_bytes(text.encode()), text, tuple(sorted(walk.modules)))
 
@@ -97,7 +103,9 @@ class _Walk:
             state = value if _is_data(value) else getattr(value, "__dict__", value)
             self.sections.append(f"{name} = instance: {digest(state, name)}")
             self.add(f"type({name})", type(value))
-        elif callable(value) and callable(getattr(value, "__wrapped__", None)):  # functools.cache and the like
+        elif type(value) in (list, tuple, dict) and not _is_data(value):  # a table of functions, for one
+            self._members(name, value)
+        elif callable(value) and _wraps_users(value):  # functools.cache and the like
             self.sections.append(f"{name} = {type(value).__module__}:{type(value).__qualname__} of")
             self.add(f"{name}.__wrapped__", value.__wrapped__)
         elif callable(value) or not (_is_users(type(value).__module__) or _is_data(value)):
@@ -114,7 +122,7 @@ class _Walk:
                 self.sections.append(f"{name} = {home}:{value.__qualname__}")
                 return
             self.sections.append(f"{name} = {home}:{value.__code__.co_qualname}")
-            if hasattr(value, "__wrapped__"):  # a library's decorator around a function
+            if _wraps_users(value):  # a library's decorator around a function
                 self.add(f"{name}.__wrapped__", value.__wrapped__)
             return
         if id(value) in self._seen:
@@ -131,6 +139,14 @@ class _Walk:
         for function in functions:
             for inner, reached in _reached(function):
                 self.add(inner, reached)
+
+    def _members(self, name: str, value: Any) -> None:
+        members = value if isinstance(value, dict) else dict(enumerate(value))
+        self.sections.append(f"{name} = {type(value).__name__}: {digest(list(members), name)}")
+        if id(value) not in self._seen:
+            self._seen.add(id(value))
+            for key, member in members.items():
+                self.add(f"{name}[{key!r}]", member)
 
     def note_module(self, module: str) -> None:
         if module != "__main__" and _is_users(module):
@@ -153,10 +169,18 @@ def _home(value: types.FunctionType | type) -> str | None:
     return home if isinstance(home, str) else None
 
 
+def _wraps_users(value: Any) -> bool:
+    """Whether a function of the researcher's own is below a library's decorator."""
+    inner = inspect.unwrap(value)
+    return inner is not value and isinstance(inner, types.FunctionType) and _is_users(_home(inner))
+
+
 def _methods(kind: type) -> Iterator[types.FunctionType]:
     for member in vars(kind).values():
         for part in (member, *(getattr(member, name, None) for name in ("__func__", "fget", "fset", "func"))):
-            if isinstance(part, types.FunctionType) and part.__module__ == kind.__module__:
+            if not isinstance(part, types.FunctionType) or part.__module__ != kind.__module__:
+                continue
+            if inspect.unwrap(part).__code__.co_filename != "<string>":  # made by the class' decorator or base
                 yield part
 
 

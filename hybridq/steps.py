@@ -109,7 +109,7 @@ def _peak_bytes() -> int:
 def capture(error: BaseException) -> Raised:
     """``error`` as data, its traceback as text."""
     try:
-        arguments = encode(error.args).document
+        arguments = encode(_constructor_arguments(error)).document
     except Unhashable:
         arguments = None
     message = _message(error)
@@ -130,6 +130,14 @@ def _message(error: BaseException) -> str:
         return _cut(str(error))
     except Exception as odd:  # noqa: BLE001  # the exception's own __str__ fails
         return f"(its message cannot be had: {type(odd).__name__})"
+
+
+def _constructor_arguments(error: BaseException) -> tuple[Any, ...]:
+    """What makes the exception again: often ``args``, but an OSError's file name is not among those."""
+    reduced = error.__reduce__()
+    if isinstance(reduced, tuple) and reduced[0] is type(error):
+        return tuple(reduced[1])
+    return error.args
 
 
 def _cut(text: str) -> str:

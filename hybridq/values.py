@@ -170,7 +170,7 @@ class _Writer:
         return {_TAG: "dict", "v": pairs if self.attach else sorted(pairs, key=_dumps)}
 
     def _array(self, array: np.ndarray[Any, Any], path: str) -> Any:
-        if array.dtype.kind not in "biufcSU" or array.dtype in _EXTENDED:
+        if array.dtype.kind not in "biufcSU" or array.dtype.newbyteorder("=") in _EXTENDED:
             raise Unhashable(
                 f"{path} is of dtype {array.dtype}; numbers of up to 64 bits a component, booleans and strings can be "
                 "recorded."

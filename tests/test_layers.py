@@ -37,9 +37,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scope",),
     # engines: none imports another; what they share is below them
     ("engines.__main__",),
-    ("engines.process",),
+    ("engines.server", "engines.process"),
     ("engines.aer",),
-    ("engines.wire",),
+    ("engines.wire", "engines.frames"),
     ("engines",),
     # policies, methods, records
     ("placement", "journal"),

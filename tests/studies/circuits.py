@@ -31,4 +31,8 @@ def side_by_side(qubits, reps):
 
 if __name__ == "__main__":
     where, store, qubits, reps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    print(hq.run(side_by_side if where == "cluster" else one_by_one, qubits, reps, name="circuits", store=store, workers=2))
+    print(
+        hq.run(
+            side_by_side if where == "cluster" else one_by_one, qubits, reps, name="circuits", store=store, workers=2
+        )
+    )
