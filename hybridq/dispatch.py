@@ -145,8 +145,12 @@ class Dispatcher:
         """Queue one program for the cluster; its future is resolved when it was recorded, or cannot be had."""
         try:
             encode_template(ask.program.template)
+            placements = place([Waiting(need(ask.program), False)], [Free(self._wide_device(), 1)])
         except HybridqError as error:
             ask.future.set_exception(error)
+            return
+        if placements.refusals:  # before a cluster is started for it
+            ask.future.set_exception(placements.refusals[0].error)
             return
         self._enqueue(self._programs, ask)
 

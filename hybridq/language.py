@@ -258,6 +258,9 @@ class Future(Generic[R]):
         self._run, self._pending = run, pending
         self._value: R | None = None
         self._error: Exception | None = None
+        scope = current.get()
+        if pending is not None and isinstance(scope, Scope):
+            scope.submitted.append(pending)
         if plain is not None:  # outside of a run: done at once
             try:
                 self._value = plain()
@@ -639,7 +642,7 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
         import scipy.linalg  # noqa: F401  # its BLAS must be loaded to be limited
 
         with threadpool_limits(limits=1):
-            value = body(*args)
+            value: R = opened.call(root, body, args, {})
         opened.go_on(root)
         opened.end("finished", value)
     except KeyboardInterrupt:

@@ -77,7 +77,11 @@ class Estimate:
             shots = None if self.shots is None and other.shots is None else (self.shots or 0) + (other.shots or 0)
             stderr = np.hypot(self.stderr, other.stderr)
             return Estimate(self.value + sign * other.value, _plain(stderr), shots)
-        return Estimate(_plain(self.value + sign * np.asarray(other)), self.stderr, self.shots)
+        exact = _exact(other)
+        if exact is None:
+            refusal: Estimate = NotImplemented  # Python's word for it; a TypeError in the end
+            return refusal
+        return Estimate(_plain(self.value + sign * exact), self.stderr, self.shots)
 
     def __add__(self, other: Any) -> Estimate:
         return self._linear(other, 1.0)
@@ -91,15 +95,16 @@ class Estimate:
         return (-self)._linear(other, 1.0)
 
     def __mul__(self, factor: Any) -> Estimate:
-        if isinstance(factor, Estimate):
+        exact = None if isinstance(factor, Estimate) else _exact(factor)
+        if exact is None:
             return NotImplemented
-        factor = np.asarray(factor)
-        return Estimate(_plain(self.value * factor), _plain(self.stderr * np.abs(factor)), self.shots)
+        return Estimate(_plain(self.value * exact), _plain(self.stderr * np.abs(exact)), self.shots)
 
     __rmul__ = __mul__
 
     def __truediv__(self, factor: Any) -> Estimate:
-        return NotImplemented if isinstance(factor, Estimate) else self * (1.0 / np.asarray(factor))
+        exact = None if isinstance(factor, Estimate) else _exact(factor)
+        return NotImplemented if exact is None else self * (1.0 / exact)
 
     def __neg__(self) -> Estimate:
         return self * -1.0
@@ -129,6 +134,12 @@ class Estimate:
         return self._compare(other, operator.eq)
 
     __hash__ = None  # type: ignore[assignment]  # compares by value, and a value may be an array
+
+
+def _exact(number: Any) -> Array | None:
+    """A real number or array of them in double precision; None for anything else."""
+    array = np.asarray(number)
+    return array.astype(np.float64) if array.dtype.kind in "biuf" else None
 
 
 def _plain(value: Any) -> Any:

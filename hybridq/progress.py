@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TextIO
 
 from tqdm import tqdm
@@ -20,11 +20,11 @@ _REFRESH_SECONDS = 0.2
 class _Group:
     """The loops of one kind: all that were started at the same place of the program."""
 
+    since: float
     started: int = 0
     ended: int = 0
     evaluations: int = 0
     best: float = float("inf")
-    since: float = field(default_factory=time.monotonic)
     bar: tqdm[None] | None = None
 
     def line(self, name: str) -> str:
@@ -62,13 +62,13 @@ class Progress:
     def started(self, group: str) -> None:
         """One more loop or step of ``group`` began."""
         with self._lock:
-            self._groups.setdefault(group, _Group()).started += 1
+            self._groups.setdefault(group, _Group(time.monotonic())).started += 1
             self._show()
 
     def evaluated(self, group: str, value: float) -> None:
         """A loop of ``group`` evaluated its objective to ``value``."""
         with self._lock:
-            found = self._groups.setdefault(group, _Group())
+            found = self._groups.setdefault(group, _Group(time.monotonic()))
             found.evaluations += 1
             found.best = min(found.best, value)
             self._show()
@@ -79,7 +79,8 @@ class Progress:
             found = self._groups[group]
             found.ended += 1
             self._show(force=found.ended == found.started)
-            if found.ended == found.started and not self._live and time.monotonic() - found.since > 1.0:
+            logs = not (self._quiet or self._live)
+            if logs and found.ended == found.started and time.monotonic() - found.since > 1.0:
                 self._log(group, found)
 
     def close(self) -> None:

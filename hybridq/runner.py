@@ -95,9 +95,12 @@ class Pending:
         self._future = future
         self._failures = failures
         """Locations of recorded failures that its exception carries; filled before the future is resolved."""
+        self.taken = False
+        """Whether somebody asked for the value."""
 
     def take(self, scope: Scope) -> Any:
         """Wait for the value; a failure is noted in the scope that it is raised in."""
+        self.taken = True
         try:
             return self._future.result()
         except Exception:
@@ -265,7 +268,7 @@ class Run:
         scope = Scope(self, location)
         token = current.set(scope)
         try:
-            value = function(*args, **kwargs)
+            value = self.call(scope, function, args, kwargs)
             self.go_on(scope)
             return value
         except Exception as error:
@@ -274,6 +277,21 @@ class Run:
             raise
         finally:
             current.reset(token)
+
+    def call(self, scope: Scope, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call a body in ``scope``, which is current, and wait for what it submitted and did not ask for.
+
+        So nothing of a scope runs on, or is lost, when it has ended; an error nobody asked for is raised at its end.
+        """
+        try:
+            value = function(*args, **kwargs)
+        except Exception:
+            wait([p.future for p in scope.submitted])
+            raise
+        for pending in scope.submitted:
+            if not pending.taken:
+                self.wait(scope, pending)
+        return value
 
     def spawn(self, location: Location, function: Callable[..., Any], args: tuple[Any, ...],
               kwargs: Mapping[str, Any], done: Callable[[], None] = lambda: None) -> Pending:  # fmt: skip
@@ -331,8 +349,8 @@ class Run:
     def event(self, location: Location, live: Callable[[], Any]) -> Any:
         """Something that cannot be computed again: recorded at its first occurrence, answered ever after."""
         found = self._recorded.answers.get(str(location))
+        self._expect(found, records.Event, location)
         if found is not None:
-            self._expect(found, records.Event, location)
             return decode(self._journal.load(found.output))
         value = live()
         self._journal.append(records.Event(str(location), self._journal.store(encode(value))))
@@ -358,8 +376,8 @@ class Run:
         future = self._answer(location, failures)
         pending = Pending(location, future, failures)
         found = self._recorded.answers.get(str(location))
+        self._expect(found, records.Step, location)
         if found is not None:
-            self._expect(found, records.Step, location)
             assert isinstance(found, records.Step)
             self._check_step(location, found, call, hashed, encoded)
             self._count("steps_replayed")
@@ -433,8 +451,8 @@ class Run:
         future = self._answer(location, failures)
         pending = Pending(location, future, failures)
         found = self._recorded.answers.get(str(location))
+        self._expect(found, records.Evaluation, location)
         if found is not None:
-            self._expect(found, records.Evaluation, location)
             assert isinstance(found, records.Evaluation)
             self._check_evaluation(location, found, asked, theta)
             self._count("evaluations_replayed")
@@ -754,13 +772,13 @@ def scalar(value: Any, at: Location, point: np.ndarray[Any, Any]) -> float:
     if isinstance(found, (np.ndarray, list, tuple)):
         shape = np.shape(found)
         raise WorkflowError(f"{at} returned an array of shape {shape}; an objective returns one real number.")
+    if isinstance(found, (complex, np.complexfloating)):
+        raise WorkflowError(f"{at} returned the complex number {found}; an objective returns one real number.")
     if found is None or isinstance(found, (bool, np.bool_, str)) or not isinstance(found, (int, float, np.number)):
         raise WorkflowError(
             f"{at} returned {'None' if found is None else f'a {type(found).__qualname__}'}; an objective returns one "
             "real number."
         )
-    if isinstance(found, (complex, np.complexfloating)):
-        raise WorkflowError(f"{at} returned the complex number {found}; an objective returns one real number.")
     if not math.isfinite(found):
         raise NotFinite(f"{at} returned {float(found)} at {point.tolist()}; no optimizer can go on from that.")
     return float(found)

@@ -21,6 +21,8 @@ class Scope:
     """Calls made so far, by name."""
     failures: list[str] = field(default_factory=list)
     """Locations of recorded failures that reached this scope and that it has not gone on from yet."""
+    submitted: list[Any] = field(default_factory=list)
+    """Calls submitted here; the scope does not end before they do."""
 
     def reserve(self, name: str, count: int = 1) -> int:
         """The index of the next call of ``name`` made here; ``count`` indices from it on are taken."""

@@ -123,7 +123,7 @@ class _Walk:
                 return
             self.sections.append(f"{name} = {home}:{value.__code__.co_qualname}")
             if _wraps_users(value):  # a library's decorator around a function
-                self.add(f"{name}.__wrapped__", value.__wrapped__)
+                self.add(f"{name}.__wrapped__", inspect.unwrap(value))
             return
         if id(value) in self._seen:
             self.sections.append(f"{name} = {value.__qualname__}, above")

@@ -134,7 +134,10 @@ def _message(error: BaseException) -> str:
 
 def _constructor_arguments(error: BaseException) -> tuple[Any, ...]:
     """What makes the exception again: often ``args``, but an OSError's file name is not among those."""
-    reduced = error.__reduce__()
+    try:
+        reduced = error.__reduce__()
+    except Exception:  # noqa: BLE001  # the exception's own, and odd
+        return error.args
     if isinstance(reduced, tuple) and reduced[0] is type(error):
         return tuple(reduced[1])
     return error.args

@@ -396,8 +396,20 @@ def test_a_missing_value_is_named(store: Path) -> None:
     journal.close()
 
 
-@pytest.mark.parametrize("name", ["../journal.jsonl", "/etc/passwd", "x", "0" * 64, "0" * 63 + ".npy", "0" * 64 + ".pkl",
-                                  "A" * 64 + ".npy", "0" * 64 + ".npy\n", ""])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../journal.jsonl",
+        "/etc/passwd",
+        "x",
+        "0" * 64,
+        "0" * 63 + ".npy",
+        "0" * 64 + ".pkl",
+        "A" * 64 + ".npy",
+        "0" * 64 + ".npy\n",
+        "",
+    ],
+)
 def test_values_are_read_from_their_directory_alone(store: Path, name: str) -> None:
     write(store, SMALL)
     for document in ({"$": "npy", "f": name}, {"$": "file", "f": name}, [{"deep": {"$": "qpy", "f": name}}]):
@@ -720,8 +732,28 @@ def test_a_directory_that_cannot_be_written_is_named(store: Path) -> None:
 
 # -- hostile directories -------------------------------------------------------------------------------------------
 
-HOSTILE = ["../x", "..", ".", "/abs", "a/b", "a\\b", "a\0b", "", "x" * 65, ".hidden", "-option", "_x", "a b", "naïve", "a\n",
-           "~", "$HOME", "a:b", "*", "٣"]  # fmt: skip
+HOSTILE = [
+    "../x",
+    "..",
+    ".",
+    "/abs",
+    "a/b",
+    "a\\b",
+    "a\0b",
+    "",
+    "x" * 65,
+    ".hidden",
+    "-option",
+    "_x",
+    "a b",
+    "naïve",
+    "a\n",
+    "~",
+    "$HOME",
+    "a:b",
+    "*",
+    "٣",
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

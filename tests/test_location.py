@@ -42,7 +42,9 @@ def test_a_key_is_the_digest_of_seed_location_and_row(seed: int, path: str, row:
 
 
 def test_keys_differ_in_seed_location_and_row() -> None:
-    keys = {seed_key(s, Location(p), r) for s in range(5) for p in ("a", "a/b[0]", "a/b[1]", "a/b[10]") for r in range(50)}
+    keys = {
+        seed_key(s, Location(p), r) for s in range(5) for p in ("a", "a/b[0]", "a/b[1]", "a/b[10]") for r in range(50)
+    }
     assert len(keys) == 5 * 4 * 50
     assert seed_key(1, Location("a")) == seed_key(1, Location("a"), 0)
     assert all(0 <= part < 2**64 for key in keys for part in key)

@@ -18,17 +18,62 @@ UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (0, 0), (5, 5), ("0", 0), ("7", 7), ("7 B", 7), ("7b", 7), ("1 kB", 1000), ("1 MB", 10**6), ("2 GB", 2 * 10**9),
-        ("1 TB", 10**12), ("1 KiB", 1024), ("1 MiB", 2**20), ("1 GiB", 2**30), ("3 TiB", 3 * 2**40), ("1GiB", 2**30),
-        ("1gib", 2**30), (" 1  GIB ", 2**30), ("1.5 GiB", 3 * 2**29), (".5 KiB", 512), ("1e3 MB", 10**9), ("500 MB", 5 * 10**8),
+        (0, 0),
+        (5, 5),
+        ("0", 0),
+        ("7", 7),
+        ("7 B", 7),
+        ("7b", 7),
+        ("1 kB", 1000),
+        ("1 MB", 10**6),
+        ("2 GB", 2 * 10**9),
+        ("1 TB", 10**12),
+        ("1 KiB", 1024),
+        ("1 MiB", 2**20),
+        ("1 GiB", 2**30),
+        ("3 TiB", 3 * 2**40),
+        ("1GiB", 2**30),
+        ("1gib", 2**30),
+        (" 1  GIB ", 2**30),
+        ("1.5 GiB", 3 * 2**29),
+        (".5 KiB", 512),
+        ("1e3 MB", 10**9),
+        ("500 MB", 5 * 10**8),
     ],
-)  # fmt: skip
+)
 def test_amounts_that_people_write(text: Any, expected: int) -> None:
     assert parse_bytes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", " ", "GiB", "-1", "-1 GiB", -1, "1 XB", "1 Gi", "1 G", "1 iB", "1 GiB 2", "1 BB", "nan",
-                                  "inf", "-inf GiB", "one", "1,5 GiB", True, None, 1.5, [], b"1 GiB", 2**60, "0x10"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "GiB",
+        "-1",
+        "-1 GiB",
+        -1,
+        "1 XB",
+        "1 Gi",
+        "1 G",
+        "1 iB",
+        "1 GiB 2",
+        "1 BB",
+        "nan",
+        "inf",
+        "-inf GiB",
+        "one",
+        "1,5 GiB",
+        True,
+        None,
+        1.5,
+        [],
+        b"1 GiB",
+        2**60,
+        "0x10",
+    ],
+)
 def test_what_is_no_amount_is_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="is not an amount of memory; write it like '1 GiB' or '500 MB'"):
         parse_bytes(text)

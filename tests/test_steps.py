@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,14 @@ class OddError(Exception):
         self.name = name
 
 
-class Prefixed(Exception):  # noqa: N818
+class Prefixed(Exception):
     """Built again from its arguments it would say its prefix twice."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f"prefix: {text}")
 
 
-class Locking(Exception):  # noqa: N818
+class Locking(Exception):
     """Holds what cannot be pickled."""
 
     def __init__(self, text: str) -> None:
@@ -49,14 +49,14 @@ class Locking(Exception):  # noqa: N818
         self.lock = threading.Lock()
 
 
-class Mute(Exception):  # noqa: N818
+class Mute(Exception):
     """Cannot say what it is."""
 
     def __str__(self) -> str:
         raise RuntimeError("no words")
 
 
-class Unbuildable(Exception):  # noqa: N818
+class Unbuildable(Exception):
     """Cannot be made again at all."""
 
     def __new__(cls, *args: Any, key: Any = None) -> Unbuildable:
@@ -70,6 +70,10 @@ class Unbuildable(Exception):  # noqa: N818
 
 def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> StepReply:
     return run_step(pack_call(function, args, kwargs, (), "the call"), "run/step[0]", 7, "here")
+
+
+def iter_nothing() -> Iterator[int]:
+    yield from ()
 
 
 def raise_made(kind: str) -> None:
@@ -204,7 +208,7 @@ def test_the_remote_traceback_is_printed_before_the_exception() -> None:
     def inner_name() -> None:
         raise KeyError("k")
 
-    raised = call(lambda: inner_name()).raised
+    raised = call(inner_name).raised
     assert raised is not None
     for source in (raised, at_rest(raised)):
         text = "".join(traceback.format_exception(rebuild(source, "run/step[0] on worker-3")))
@@ -216,7 +220,7 @@ def test_the_remote_traceback_is_printed_before_the_exception() -> None:
 def test_causes_are_part_of_the_traceback() -> None:
     def step() -> None:
         try:
-            {}["missing"]  # noqa: B018
+            dict[str, int]()["missing"]
         except KeyError as error:
             raise ValueError("second") from error
 
@@ -255,7 +259,7 @@ def test_an_exception_without_words_is_captured() -> None:
 
 @pytest.mark.parametrize("kind", ["unbuildable", "local", "arguments"])
 def test_an_exception_that_cannot_be_rebuilt_says_what_it_was(kind: str) -> None:
-    class Local(Exception):  # noqa: N818
+    class Local(Exception):
         pass
 
     originals = {"unbuildable": Unbuildable("x", key=1), "local": Local("x"), "arguments": ValueError(threading.Lock())}
@@ -289,7 +293,7 @@ def test_what_is_captured_can_travel_itself() -> None:
 @pytest.mark.parametrize("kind", ["lock", "generator", "socket"])
 def test_an_argument_that_cannot_travel_is_refused_by_name(kind: str) -> None:
     with socket.socket() as connection:
-        argument = {"lock": threading.Lock(), "generator": (i for i in ()), "socket": connection}[kind]
+        argument = {"lock": threading.Lock(), "generator": iter_nothing(), "socket": connection}[kind]
         for args, kwargs in (((argument,), {}), ((), {"k": argument})):
             with pytest.raises(WorkflowError, match=rf"^a call of f\(\) cannot be sent to a worker: .*{kind}"):
                 pack_call(len, args, kwargs, (), "a call of f()")
@@ -317,7 +321,8 @@ else:
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module of the researcher's own, which no other process can import."""
     (tmp_path / "ownlibrary.py").write_text(
-        "K = 5\nclass Own(Exception): pass\ndef inner(x): return K * x\ndef f(x): return inner(x)\ndef g(): raise Own('x')\n"
+        "K = 5\nclass Own(Exception): pass\ndef inner(x): return K * x\n"
+        "def f(x): return inner(x)\ndef g(): raise Own('x')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield importlib.import_module("ownlibrary")

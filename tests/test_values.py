@@ -1,4 +1,4 @@
-"""Values at rest: what is stored comes back equal in value and type, equal values have equal digests, and nothing runs."""
+"""Values at rest: what is stored comes back equal in value and type, equal values are digested equally, nothing runs."""
 
 from __future__ import annotations
 
@@ -268,11 +268,16 @@ NUMBERS = st.one_of(
 KEYS = st.one_of(st.none(), st.integers(), st.text(), st.binary(), st.just("$"), st.tuples(st.integers(), st.text()))
 ARRAYS = hnp.arrays(
     dtype=st.one_of(
-        hnp.boolean_dtypes(), hnp.integer_dtypes(), hnp.unsigned_integer_dtypes(), hnp.floating_dtypes(sizes=(16, 32, 64)),
-        hnp.complex_number_dtypes(sizes=(64, 128)), hnp.unicode_string_dtypes(), hnp.byte_string_dtypes(),
+        hnp.boolean_dtypes(),
+        hnp.integer_dtypes(),
+        hnp.unsigned_integer_dtypes(),
+        hnp.floating_dtypes(sizes=(16, 32, 64)),
+        hnp.complex_number_dtypes(sizes=(64, 128)),
+        hnp.unicode_string_dtypes(),
+        hnp.byte_string_dtypes(),
     ),
     shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
-)  # fmt: skip
+)
 VALUES = st.recursive(
     NUMBERS | ARRAYS,
     lambda inner: (
@@ -450,18 +455,39 @@ def _for(indices: Any, gate: str = "x", scale: float = 0.5) -> Any:
 
 
 CONDITIONS: list[Any] = [
-    _if(lambda c: (c[0], 1)), _if(lambda c: (c[0], 0)), _if(lambda c: (c[1], 1)), _if(lambda c: (c, 1)),
-    _if(lambda c: (c, 2)), _if(lambda c: (c[0], 1), "y"), _if(lambda c: (c[0], 1), "x", "y"),
-    _if(lambda c: expr.bit_and(c[0], c[1])), _if(lambda c: expr.bit_or(c[0], c[1])),
-    _if(lambda c: expr.logic_not(c[0])), _if(lambda c: expr.lift(c[1])), _if(lambda c: expr.less(c, 2)),
-    _if(lambda c: expr.less(c, 3)), _if(lambda c: expr.less(2, c)), _if(lambda c: expr.index(c, 1)),
+    _if(lambda c: (c[0], 1)),
+    _if(lambda c: (c[0], 0)),
+    _if(lambda c: (c[1], 1)),
+    _if(lambda c: (c, 1)),
+    _if(lambda c: (c, 2)),
+    _if(lambda c: (c[0], 1), "y"),
+    _if(lambda c: (c[0], 1), "x", "y"),
+    _if(lambda c: expr.bit_and(c[0], c[1])),
+    _if(lambda c: expr.bit_or(c[0], c[1])),
+    _if(lambda c: expr.logic_not(c[0])),
+    _if(lambda c: expr.lift(c[1])),
+    _if(lambda c: expr.less(c, 2)),
+    _if(lambda c: expr.less(c, 3)),
+    _if(lambda c: expr.less(2, c)),
+    _if(lambda c: expr.index(c, 1)),
     _if(lambda c: expr.cast(c, expr.lift(True).type)),
-    _while(lambda c: (c[0], 1)), _while(lambda c: (c[0], 0)), _while(lambda c: (c, 3)),
+    _while(lambda c: (c[0], 1)),
+    _while(lambda c: (c[0], 0)),
+    _while(lambda c: (c, 3)),
     _while(lambda c: expr.less(c, 2)),
-    _switch(lambda c: c, 1), _switch(lambda c: c, 2), _switch(lambda c: c, 1, 2), _switch(lambda c: c, 1, default=False),
-    _switch(lambda c: c[0], 1), _switch(lambda c: c[1], 1), _switch(lambda c: expr.bit_and(c, 1), 1),
-    _for(range(3)), _for(range(4)), _for((0, 2)), _for(range(3), "y"), _for(range(3), scale=0.25),
-]  # fmt: skip
+    _switch(lambda c: c, 1),
+    _switch(lambda c: c, 2),
+    _switch(lambda c: c, 1, 2),
+    _switch(lambda c: c, 1, default=False),
+    _switch(lambda c: c[0], 1),
+    _switch(lambda c: c[1], 1),
+    _switch(lambda c: expr.bit_and(c, 1), 1),
+    _for(range(3)),
+    _for(range(4)),
+    _for((0, 2)),
+    _for(range(3), "y"),
+    _for(range(3), scale=0.25),
+]
 
 
 def _control(build: Any) -> QuantumCircuit:
@@ -544,7 +570,7 @@ def _measure(qubit: int, clbit: int) -> QuantumCircuit:
 
 DIFFERENT_CIRCUITS: list[Callable[[], QuantumCircuit]] = [
     lambda: QuantumCircuit(1), lambda: QuantumCircuit(2), lambda: QuantumCircuit(1, 1),
-    lambda: ansatz(), lambda: ansatz(0.5 + 1e-15), lambda: ansatz(gate="ry"), lambda: ansatz(qubit=1),
+    ansatz, lambda: ansatz(0.5 + 1e-15), lambda: ansatz(gate="ry"), lambda: ansatz(qubit=1),
     lambda: ansatz(Parameter("b")), lambda: ansatz(2 * Parameter("b")), lambda: ansatz(-Parameter("b")),
     lambda: _appended(RXGate(0.5)), lambda: _appended(RXGate(0.5).inverse()), lambda: _appended(RXGate(Parameter("t"))),
     lambda: _appended(XGate()), lambda: _custom(0.5), lambda: _custom(0.6), lambda: _custom(0.5, "other"),
@@ -652,7 +678,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "function": (lambda: (os.getcwd,), r"^v\[0\] is a builtins\.builtin"),
     "class": (lambda: [Point], r"^v\[0\] is a builtins\.type"),
     "module": (lambda: [math], r"^v\[0\] is a builtins\.module"),
-    "generator": (lambda: {"g": (i for i in ())}, r"^v\['g'\] is a builtins\.generator"),
+    "generator": (lambda: {"g": (i for i in [1])}, r"^v\['g'\] is a builtins\.generator"),
     "iterator": (lambda: [iter([])], r"^v\[0\] is a builtins\.list_iterator"),
     "range": (lambda: range(3), r"^v is a builtins\.range"),
     "object": (lambda: Pair(1, object()), r"^v\.right is a builtins\.object"),

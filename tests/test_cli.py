@@ -1,0 +1,266 @@
+"""The command line: options, JSON, errors, listings."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HYBRIDQ = Path(sys.executable).with_name("hybridq")
+SCRIPT = """
+import sys
+import numpy as np
+from qiskit import QuantumCircuit
+from qiskit.circuit import Parameter
+import hybridq as hq
+
+CIRCUIT = QuantumCircuit(1)
+CIRCUIT.ry(Parameter("a"), 0)
+
+@hq.quantum
+def energy(theta):
+    return hq.expval(CIRCUIT, "Z", theta)
+
+@hq.quantum
+def counts(theta):
+    return hq.sample(CIRCUIT, theta, shots=50)
+
+@hq.classical
+def loud(x):
+    print("a step prints", flush=True)
+    return x
+
+@hq.workflow
+def study(what, argument=None):
+    print("the body prints")
+    found = {}
+    if "loop" in what:
+        found["loop"] = hq.minimize(energy, [0.3], method="COBYLA", options={"maxiter": 12})
+    if "value" in what:
+        found["value"] = energy([0.0])
+    if "sample" in what:
+        found["bits"] = counts([0.0]).get_counts()
+    if "step" in what:
+        found["step"] = loud(what)
+    if "random" in what:
+        found["random"] = float(hq.rng().random())
+    if "special" in what:
+        found["special"] = [float("nan"), float("inf"), -np.inf, np.float64(1.5), np.arange(3), (1, None, True), 2**60]
+    if "opaque" in what:
+        found["opaque"] = object()
+    if "caught" in what:
+        try:
+            energy([0.0, 1.0])
+        except hq.WorkflowError as error:
+            found["caught"] = str(error)
+    if "raise" in what:
+        broken(argument)
+    return found
+
+def broken(argument):
+    raise ValueError(f"no good: {argument}")
+
+if __name__ == "__main__":
+    hq.run(study, sys.argv[1], *sys.argv[2:])
+    print("the script prints")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A study that does what its argument names; it calls `hq.run` without options."""
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def hybridq(place: Path, *arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [HYBRIDQ, *map(str, arguments)], check=False, capture_output=True, text=True, cwd=place, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def refuse_constants(name: str) -> Any:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def document(done: subprocess.CompletedProcess[str]) -> Any:
+    """The one JSON document on stdout."""
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout, parse_constant=refuse_constants)
+
+
+def test_run_resume_list_and_show(script: Path, tmp_path: Path) -> None:
+    options = ("--name", "first", "--store", "kept", "--seed", 5, "--workers", 1, "--json")
+    done = hybridq(tmp_path, "run", script, *options, "--", "loop value sample step random")
+    live = document(done)
+    for text in ("the body prints", "a step prints", "the script prints"):
+        assert text in done.stderr
+    loop = live["value"]["loop"]
+    assert loop["nfev"] == 12
+    assert isinstance(loop["x"], list)
+    assert live["value"]["value"] == {"value": pytest.approx(1.0), "stderr": 0.0, "shots": None}
+    assert live["value"]["bits"] == {"0": 50}
+    assert live["value"]["step"] == "loop value sample step random"
+    assert live["name"] == "first"
+    assert (tmp_path / live["directory"]).resolve() == tmp_path / "kept" / "first"
+    assert (live["evaluations_executed"], live["steps_executed"]) == (14, 1)
+
+    again = hybridq(tmp_path, "run", script, *options, "--", "loop value sample step random")
+    report = document(again)
+    assert report["value"] == live["value"]
+    assert (report["evaluations_executed"], report["steps_executed"]) == (0, 0)
+    assert (report["evaluations_replayed"], report["steps_replayed"]) == (14, 1)
+    assert "the body prints" in again.stderr  # bodies run again
+    assert "a step prints" not in again.stderr
+
+    [entry] = document(hybridq(tmp_path, "runs", "--store", "kept", "--json"))
+    shown = document(hybridq(tmp_path, "show", "first", "--store", "kept", "--json"))
+    assert entry == shown
+    expected = {
+        "name": "first", "workflow": "study", "status": "finished", "seed": 5, "evaluations": 14, "steps": 1,
+        "shots": 50, "sessions": 2,
+    }  # fmt: skip
+    assert {key: shown[key] for key in expected} == expected
+    assert shown["value"] == live["value"]
+    assert shown["loops"] == [
+        {"at": "study/minimize[0]", "method": "COBYLA", "evaluations": 12, "best": loop["fun"], "finished": True}
+    ]
+    assert shown["failures"] == []
+    assert {"qiskit", "qiskit-aer", "numpy", "hybridq-scheduler"} <= set(shown["versions"])
+    text = hybridq(tmp_path, "show", "first", "--store", "kept").stdout
+    for word in ("first", "finished", "study/minimize[0]", "COBYLA", "12", f"{loop['fun']:.10f}"):
+        assert word in text
+    listing = hybridq(tmp_path, "runs", "--store", "kept").stdout
+    assert re.search(r"^first +finished +14 evaluations, 1 steps$", listing, re.MULTILINE)
+
+
+def test_options_replace_keywords(script: Path, tmp_path: Path) -> None:
+    seeds = [document(hybridq(tmp_path, "run", script, "--seed", seed, "--json", "random"))["value"]["random"]
+             for seed in (1, 2)]  # fmt: skip
+    assert seeds[0] != seeds[1]
+    default = document(hybridq(tmp_path, "run", script, "--json", "random"))
+    assert default["value"]["random"] not in seeds
+    names = [entry["name"] for entry in document(hybridq(tmp_path, "runs", "--json"))]
+    assert len(set(names)) == 3  # three seeds, three runs
+    assert all(re.fullmatch(r"study-[0-9a-f]{10}", name) for name in names)
+    text = script.read_text().replace("*sys.argv[2:])", "*sys.argv[2:], name='own', seed=1, store='elsewhere')")
+    script.write_text(text)
+    own = document(hybridq(tmp_path, "run", script, "--json", "random"))
+    assert (own["name"], own["directory"], own["value"]["random"]) == ("own", "elsewhere/own", seeds[0])
+    other = document(
+        hybridq(tmp_path, "run", script, "--name", "other", "--seed", 2, "--store", "s", "--json", "random")
+    )
+    assert (other["name"], other["directory"], other["value"]["random"]) == ("other", "s/other", seeds[1])
+    plain = subprocess.run(
+        [sys.executable, script, "random"], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert plain.stdout == "the body prints\nthe script prints\n"
+    assert "own finished" in plain.stderr
+
+
+def test_json_has_forms_for_what_json_lacks(script: Path, tmp_path: Path) -> None:
+    found = document(hybridq(tmp_path, "run", script, "--json", "special"))
+    assert found["value"]["special"] == ["nan", "inf", "-inf", 1.5, [0, 1, 2], [1, None, True], 2**60]
+    refused = hybridq(tmp_path, "run", script, "--json", "opaque", code=1)
+    assert refused.stdout == ""
+    assert "returned a object, which has no JSON form" in refused.stderr
+    assert "finished" in refused.stderr
+    shown = document(hybridq(tmp_path, "runs", "--json"))
+    assert [(e["status"], e["value"] is None) for e in shown] == [("finished", False), ("finished", True)]
+
+
+def test_json_of_scripts_that_end_in_their_own_way(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    body = "import sys\nimport hybridq as hq\n@hq.workflow\ndef w(k):\n    return k\nif __name__ == '__main__':\n"
+    script.write_text(body + "    hq.run(w, 1)\n    hq.run(w, 2)\n")
+    assert [d["value"] for d in document(hybridq(tmp_path, "run", script, "--json"))] == [1, 2]
+    script.write_text(body + "    sys.exit(hq.run(w, 0))\n")
+    assert document(hybridq(tmp_path, "run", script, "--json"))["value"] == 0
+    script.write_text(body + "    sys.exit(hq.run(w, 3))\n")
+    assert hybridq(tmp_path, "run", script, "--json", code=3).stdout == ""
+    script.write_text(body + "    pass\n")
+    assert "without calling hq.run" in hybridq(tmp_path, "run", script, "--json", code=1).stderr
+    assert hybridq(tmp_path, "run", script).stdout == ""
+
+
+def test_errors_begin_with_the_researchers_own_lines(script: Path, tmp_path: Path) -> None:
+    done = hybridq(tmp_path, "run", script, "--name", "broken", "--", "value raise", "argument", code=1)
+    trace = done.stderr[done.stderr.index("Traceback") :].splitlines()
+    assert trace[1].startswith(f'  File "{script}", line')
+    assert "in <module>" in trace[1]
+    assert f'File "{script}", line' in [line for line in trace if "File" in line][-1]
+    assert "ValueError: no good: argument" in trace
+    assert "runpy" not in done.stderr
+    assert "Run again with: " in done.stderr
+    shown = document(hybridq(tmp_path, "show", "broken", "--json"))
+    assert (shown["status"], shown["error"]) == ("failed", "ValueError: no good: argument")
+    assert (shown["evaluations"], shown["value"]) == (1, None)
+
+    nested = tmp_path / "hybridq-studies" / "runpy.d"
+    nested.mkdir(parents=True)
+    (nested / "script.py").write_text(SCRIPT)
+    done = hybridq(tmp_path, "run", nested / "script.py", "raise", "x", code=1)
+    assert f'File "{nested / "script.py"}", line' in done.stderr.split("Traceback")[1].splitlines()[1]
+
+
+def test_errors_of_other_sessions_are_shown(script: Path, tmp_path: Path) -> None:
+    hybridq(tmp_path, "run", script, "--name", "one", "--", "value")
+    stopped = hybridq(tmp_path, "run", script, "--name", "one", "--", "loop", code=1)
+    assert "Diverged: the run 'one' was recorded with other arguments" in stopped.stderr
+    assert document(hybridq(tmp_path, "show", "one", "--json"))["status"] == "finished"
+    caught = document(hybridq(tmp_path, "run", script, "--name", "two", "--json", "--", "caught"))
+    assert "1 parameters" in caught["value"]["caught"]
+
+    journal = tmp_path / "runs" / "two" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(lines[0])  # killed right after its first line
+    entries = {e["name"]: e["status"] for e in document(hybridq(tmp_path, "runs", "--json"))}
+    assert entries == {"one": "finished", "two": "unfinished"}
+    assert "unfinished" in hybridq(tmp_path, "show", "two").stdout
+    journal.write_bytes(lines[0].replace(b"two", b"too") + b"".join(lines[1:]))
+    entries = {e["name"]: e["status"] for e in document(hybridq(tmp_path, "runs", "--json"))}
+    assert entries == {"one": "finished", "two": "damaged"}
+    assert "line 1: its checksum does not match" in hybridq(tmp_path, "show", "two", code=1).stderr
+    assert re.search(r"^two +damaged +.*checksum", hybridq(tmp_path, "runs").stdout, re.MULTILINE)
+    again = hybridq(tmp_path, "run", script, "--name", "two", "--json", "--", "caught", code=1)
+    assert again.stdout == ""
+    assert "Corrupt" in again.stderr
+
+
+USAGE = {
+    "no script": (["run", "missing.py"], 2, "'missing.py' does not exist"),
+    "a directory": (["run", "."], 2, "is a directory"),
+    "no workers": (["run", "script.py", "--workers", "0"], 2, "0 is not in the range"),
+    "seed of words": (["run", "script.py", "--seed", "x"], 2, "'x' is not a valid integer"),
+    "unknown option": (["run", "--fast", "script.py"], 2, "No such option"),
+    "unknown command": (["walk"], 2, "No such command 'walk'"),
+    "bad name": (["run", "script.py", "--name", "../x", "--", "value"], 1, "'../x' cannot name a run"),
+    "empty name": (["run", "script.py", "--name", "", "--", "value"], 1, "'' cannot name a run"),
+    "no such run": (["show", "nothing"], 1, "there is no run in"),
+    "show a bad name": (["show", "../x"], 1, "cannot name a run"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), USAGE.values(), ids=USAGE.keys())
+def test_usage_errors(arguments: list[str], code: int, words: str, script: Path, tmp_path: Path) -> None:
+    done = hybridq(tmp_path, *arguments, code=code)
+    assert words in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_empty_store_help_and_version(tmp_path: Path) -> None:
+    assert hybridq(tmp_path, "runs").stdout == "no runs in runs\n"
+    assert document(hybridq(tmp_path, "runs", "--json")) == []
+    assert re.search(r"\d+\.\d+\.\d+", hybridq(tmp_path, "--version").stdout)
+    for command in ("run", "runs", "show"):
+        assert command in hybridq(tmp_path, "--help").stdout
+        assert "Usage: hybridq" in hybridq(tmp_path, command, "--help").stdout
