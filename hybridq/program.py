@@ -165,6 +165,8 @@ class NumericPlan:
     threads: int
     versions: tuple[tuple[str, str], ...]
     reason: str
+    gradient: str = "none"
+    """``none``, or how derivatives come with the values: ``adjoint``, ``parameter-shift``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +238,9 @@ class Outcome:
     """Time inside the engine, in seconds."""
     peak_bytes: int
     """Growth of the engine process' peak memory while it ran, in bytes (0 if it stayed below an earlier peak)."""
+    gradients: Array | None = None
+    """Derivatives of the values by the parameters, shape (rows, observables, parameters), in units of the observable a
+    radian; None where the plan asks for none."""
 
 
 # -- from request to program -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Values at rest: what is stored comes back equal in value and type, equal values are digested equally, nothing runs."""
+"""Values at rest: what is stored comes back equal in value and type, equal values have equal digests, no code runs."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ __all__ = ["AerEngine"]
 Array = NDArray[Any]
 
 _CACHE_BYTES = 2**26  # of prepared circuits
-_BYTES_PER_OPERATION = 2048  # measured 1 to 1.6 KiB for one with parameters, both of Qiskit's and Aer's objects
+_BYTES_PER_OPERATION = 2048  # measured 1.6 KiB for a gate with a parameter, Qiskit's and Aer's objects together
 _DRAW = 2**17  # shots drawn at a time, which bounds the memory of drawing; part of what fixes the bits
 _TRAJECTORIES = 2**16  # shots of one execution where Aer returns each as a string
 _BIND = 2**17  # parameter values bound at a time
@@ -79,7 +79,7 @@ class AerEngine:
         """Whether circuits go through ``AerSimulator.run`` rather than being assembled once."""
         self._prepared: OrderedDict[tuple[str, str], _Prepared | _Trajectories] = OrderedDict()
         self._prepared_bytes = 0
-        self._peak = _peak_bytes()
+        self._peak = _peak_bytes()  # read once a program: what it grew by since the one before
 
     def evaluate(self, programs: Sequence[Program], max_bytes: int | None = None) -> list[Outcome | HybridqError]:
         """Evaluate each program by its plan; a failed one is an error in its place and harms no other.
