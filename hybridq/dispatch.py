@@ -7,7 +7,6 @@ hands every answer to the one who asked.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import secrets
 import threading
@@ -74,6 +73,8 @@ class ProgramAsk:
     timeout: float | None = None
     future: Future[Any] = field(default_factory=Future)
     attempt: int = 0
+    tries: int = 0
+    """How often it failed since it was asked; ``attempt`` counts those of earlier sessions too."""
 
 
 @dataclass(eq=False)
@@ -95,9 +96,7 @@ class StepAsk:
 @functools.cache
 def driver_engine() -> EngineProcess:
     """The engine process of this driver: started at the first use, shared by everything in the process."""
-    engine = EngineProcess(_driver_bytes(), name="driver")
-    atexit.register(engine.kill)
-    return engine
+    return EngineProcess(_driver_bytes(), name="driver")
 
 
 def _driver_bytes() -> int:
@@ -218,8 +217,8 @@ class Dispatcher:
             outcome = driver_engine().evaluate([ask.program], ask.timeout)[0]
             if isinstance(outcome, Outcome):
                 return Evaluated(outcome, started, "driver", ask.attempt)
-            ask.attempt += 1
-            if not _worth_another_try(outcome, ask.attempt):
+            ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
+            if not _worth_another_try(outcome, ask.tries):
                 raise outcome
 
     # -- on the cluster --------------------------------------------------------------------------------------------
@@ -272,12 +271,12 @@ class Dispatcher:
             self._starting = False
             if self._closed is None:
                 self._closed = error
-            asks: list[ProgramAsk | StepAsk] = [*self._programs, *self._steps]
+            asks: list[ProgramAsk | StepAsk] = [*self._programs, *self._steps, *self._flying]
             self._programs.clear()
             self._steps.clear()
         self._ready.set()
         for ask in asks:
-            ask.future.set_exception(error)
+            _resolve(ask.future, lambda: _raise(error))
 
     def _pump(self) -> None:
         """Send what the placement lets go."""
@@ -308,7 +307,11 @@ class Dispatcher:
                 self._batches_flying += 1
                 sends.append(lambda asks=asks: self._send_batch(asks))  # type: ignore[misc]
         for send in sends:
-            send()
+            try:
+                send()
+            except Exception as error:  # noqa: BLE001  # the client takes no work: nothing would ever be answered
+                self._leave_without_cluster(error)
+                return
 
     def _send_batch(self, asks: list[ProgramAsk]) -> None:
         from hybridq.cluster import BYTES, SLOTS, run_batch
@@ -330,7 +333,7 @@ class Dispatcher:
                 self._flying.difference_update(asks)
             if error is None:
                 packed, where = answer
-                outcomes: list[Outcome | BaseException] = list(unpack_outcomes(packed))
+                outcomes = _outcomes(packed, len(asks), where)
             else:
                 where, outcomes = "", [error] * len(asks)
             for ask, outcome in zip(asks, outcomes, strict=True):
@@ -343,8 +346,8 @@ class Dispatcher:
         if isinstance(outcome, Outcome):
             _resolve(ask.future, lambda: ask.finish(Evaluated(outcome, started, where, ask.attempt)))
             return
-        ask.attempt += 1
-        if _worth_another_try(outcome, ask.attempt):
+        ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
+        if _worth_another_try(outcome, ask.tries):
             with self._lock:
                 if self._closed is None:
                     self._programs.appendleft(ask)
@@ -391,8 +394,20 @@ def _local_device(workers: int) -> Device:
     return Device("the local cluster", workers, worker_allowance(memory, 1), ROUND_TRIP)
 
 
-def _worth_another_try(error: BaseException, attempts: int) -> bool:
-    return isinstance(error, (EngineFailed, WorkerLost)) and attempts < _ATTEMPTS
+def _outcomes(packed: bytes, count: int, where: str) -> list[Outcome | BaseException]:
+    """What a batch came to; an answer that cannot be read is a failure of each of its programs."""
+    try:
+        outcomes: list[Outcome | BaseException] = list(unpack_outcomes(packed))
+        if len(outcomes) == count:
+            return outcomes
+        reason = f"it holds {len(outcomes)} outcomes of {count}"
+    except Exception as error:  # noqa: BLE001  # whatever is in it, those who asked are answered
+        reason = f"{type(error).__name__}: {error}"
+    return [EngineFailed(f"the answer of the worker {where} cannot be read ({reason}).")] * count
+
+
+def _worth_another_try(error: BaseException, tries: int) -> bool:
+    return isinstance(error, (EngineFailed, WorkerLost)) and tries < _ATTEMPTS
 
 
 def _raise(error: BaseException) -> Any:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter
+from qiskit.circuit import Gate, Instruction, Parameter
 from qiskit.quantum_info import Pauli, SparsePauliOp
 
 from hybridq.errors import NotFinite, WorkflowError
@@ -64,6 +64,9 @@ class Estimate:
 
     def __float__(self) -> float:
         return float(self.value)
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec) if spec else str(self)
 
     __array_priority__ = 1000.0
     """NumPy numbers and arrays leave sums and products to this class, which keeps the error bar."""
@@ -506,9 +509,16 @@ def _sampled_in_place(circuit: QuantumCircuit) -> bool:
             return True
         if operation.name == "measure":
             measured.update(instruction.qubits)
-        elif instruction.clbits or getattr(operation, "blocks", None):
+        elif instruction.clbits or getattr(operation, "blocks", None) or _resets_within(operation):
             return True
     return False
+
+
+def _resets_within(operation: Any) -> bool:
+    """Whether an instruction that is not a gate resets qubits inside."""
+    if isinstance(operation, Gate) or not isinstance(operation, Instruction) or operation.definition is None:
+        return False
+    return _sampled_in_place(operation.definition)
 
 
 def _flatten(observables: Any) -> tuple[list[SparsePauliOp], tuple[int, ...]]:
@@ -534,7 +544,7 @@ def _observable(value: Any) -> SparsePauliOp | None:
     """``value`` as one observable, or None if it is a sequence of them."""
     try:
         if isinstance(value, SparsePauliOp):
-            return value.copy()
+            return SparsePauliOp(value.paulis, value.coeffs)  # a copy, signs of its Paulis moved to the coefficients
         if isinstance(value, Pauli):
             return SparsePauliOp(value)
         if isinstance(value, str):
@@ -601,17 +611,22 @@ def need(program: Program) -> Need:
 
     Bytes are an upper bound: the state (16 bytes an amplitude), a second state while an instruction works out of place,
     probabilities and their running sum (8 each) where samples are drawn, the rows in and out, and 32 MiB for what the
-    simulator keeps whatever the size. Seconds are a rough estimate for one thread (1 nanosecond an amplitude and pass,
-    100 microseconds a row).
+    simulator keeps whatever the size. Where whole executions are sampled, the simulator repeats the circuit for each
+    shot and fragments its memory: 160 bytes an amplitude, 128 MiB, and 200 bytes a shot of one execution. Seconds are a
+    rough estimate for one thread (1 nanosecond an amplitude and pass, 100 microseconds a row).
     """
-    template = program.template
+    template, shots = program.template, program.shots or 0
     amplitudes = 2**template.num_qubits
-    per_amplitude = 32 if program.shots is None else 56
-    samples = 0
-    if program.shots is not None:
-        samples = 24 * program.shots + (0 if template.observables else program.rows * program.shots * 8)
-    memory = per_amplitude * amplitudes + samples + 64 * program.theta.size + 2**25
+    executions = program.rows
+    if program.plan.sampling == "trajectories":
+        memory = 160 * amplitudes + 2**27 + 200 * min(shots, 2**16)
+        executions *= shots
+    else:
+        memory = (56 if shots else 32) * amplitudes + 2**25 + 24 * min(shots, 2**17)
+    if shots and not template.observables:
+        memory += program.rows * shots * 8 * -(-template.circuit.num_clbits // 64 or 1)
+    memory += 64 * program.theta.size
     passes = template.num_gates + template.num_paulis
     gates = 1e-9 * float(min(amplitudes, 2**200)) * passes
-    seconds = program.rows * (1e-4 + gates) + 5e-8 * (program.shots or 0) * program.rows
-    return Need(memory, seconds, program.plan.threads, template.num_qubits, (program.shots or 0) * program.rows)
+    seconds = 1e-4 * program.rows + gates * executions + 5e-8 * shots * program.rows
+    return Need(memory, seconds, program.plan.threads, template.num_qubits, shots * program.rows)

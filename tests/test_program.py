@@ -469,7 +469,8 @@ CHANGES: dict[str, Any] = {
     "qubit added": lambda c, o: c.add_bits(QuantumCircuit(1).qubits),
     "coefficient": lambda c, o: operator.setitem(o.coeffs, 0, 2.0),
     "Pauli": lambda c, o: operator.setitem(o.paulis, 0, Pauli("XX")),
-    "bit of a Pauli": lambda c, o: operator.setitem(o.paulis.x, (0, 0), True),
+    "bit of a Pauli": lambda c, o: operator.setitem(o.paulis.x, (1, 0), True),
+    "sign of a Pauli": lambda c, o: setattr(o.paulis, "phase", np.array([2, 0])),
     "all coefficients": lambda c, o: setattr(o, "coeffs", np.array([3.0, 1.0])),
 }
 
@@ -501,6 +502,14 @@ def test_a_changed_pauli_or_register_is_noticed() -> None:
     assert ask(circuit, None, (), shots=5).template is sampled
     circuit.measure_all()
     assert ask(circuit, None, (), shots=5).template is not sampled
+
+
+def test_signs_of_paulis_become_signs_of_coefficients() -> None:
+    observable = SparsePauliOp(["ZZ", "XX"], [1.0, 0.5])
+    observable.paulis.phase = np.array([2, 0])
+    (found,) = ask(free(), observable).template.observables
+    assert_array_equal(found.coeffs, [-1.0, 0.5])
+    assert not found.paulis.phase.any()
 
 
 def test_a_list_of_observables_that_changed_is_noticed() -> None:
@@ -684,3 +693,9 @@ def test_samples_have_the_classical_bits_where_there_are_any() -> None:
     assert isinstance(found, BitArray)
     assert found.num_bits == 3
     assert found.shape == ()
+
+
+def test_an_estimate_is_formatted_as_its_value() -> None:
+    estimate = Estimate(-1.23456, 0.01, 100)
+    assert f"{estimate:.2f}|{estimate:10.3e}" == f"{-1.23456:.2f}|{-1.23456:10.3e}"
+    assert "stderr=0.01" in f"{estimate}"

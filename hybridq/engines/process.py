@@ -32,7 +32,7 @@ __all__ = ["EngineProcess"]
 _START_SECONDS = 120.0
 _CLOSE_SECONDS = 5.0
 _TAIL_BYTES = 4096  # of a dead process' stderr that an error quotes
-_READ_BYTES = 2**20
+_READ_BYTES = 2**16  # at a time: a reply is small as a rule, and memory for a large one takes longer than the pipe
 
 
 class EngineProcess:

@@ -59,18 +59,17 @@ class Batch:
 # -- frames of a header and arrays -------------------------------------------------------------------------------
 
 
-def _join(header: Any, arrays: Sequence[Array]) -> bytes:
-    head = _dumps(header).encode()
-    return b"".join([_LENGTH.pack(len(head)), head, *(np.ascontiguousarray(a).tobytes() for a in arrays)])
+def _join(head: bytes, arrays: Sequence[Array]) -> bytes:
+    return b"".join([_LENGTH.pack(len(head)), head, *(a.tobytes() for a in arrays)])
 
 
-def _header(data: bytes) -> tuple[Any, int]:
-    """The JSON header and where the arrays begin."""
+def _split(data: bytes) -> tuple[bytes, int]:
+    """The header and where the arrays begin."""
     (length,) = _LENGTH.unpack_from(data)
     start = _LENGTH.size + length
     if len(data) < start:
         raise Corrupt(f"an engine message of {len(data)} bytes ends inside its header of {length}.")
-    return json.loads(data[_LENGTH.size : start]), start
+    return data[_LENGTH.size : start], start
 
 
 class _Arrays:
@@ -118,7 +117,7 @@ def encode_template(template: Template) -> bytes:
             "labels": [o.paulis.to_labels() for o in template.observables],
         }
         coefficients = [np.asarray(o.coeffs, dtype=_COMPLEX) for o in template.observables]
-        encoded = _join(header, [*coefficients, np.frombuffer(buffer.getvalue(), dtype=_BYTE)])
+        encoded = _join(_dumps(header).encode(), [*coefficients, np.frombuffer(buffer.getvalue(), dtype=_BYTE)])
         template.cache[_CACHE_KEY] = encoded
     return encoded
 
@@ -128,7 +127,8 @@ def decode_template(data: bytes) -> Template:
 
     Raises `Corrupt` for anything else, in particular for QPY of a version that may execute code.
     """
-    header, start = _header(data)
+    head, start = _split(data)
+    header = json.loads(head)
     arrays = _Arrays(data, start)
     observables = tuple(
         SparsePauliOp(PauliList(labels), arrays.take(_COMPLEX, (len(labels),))) for labels in header["labels"]
@@ -151,9 +151,31 @@ def decode_template(data: bytes) -> Template:
 # -- programs ----------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=64)
-def _plan_fields(plan: NumericPlan) -> tuple[Any, ...]:
-    return astuple(plan)
+# The headers of a loop's calls are equal, only their arrays differ: both sides keep what the last ones came to.
+
+_Entry = tuple[str, int, int, int | None, NumericPlan, tuple[int, ...], tuple[int, ...]]
+
+
+@lru_cache(maxsize=256)
+def _program_head(entries: tuple[_Entry, ...], max_bytes: int | None) -> bytes:
+    plans = {plan: number for number, plan in enumerate({entry[4]: None for entry in entries})}
+    lines = [(*entry[:4], plans[entry[4]], *entry[5:]) for entry in entries]
+    return _dumps({"programs": lines, "plans": [astuple(plan) for plan in plans], "max_bytes": max_bytes}).encode()
+
+
+@lru_cache(maxsize=256)
+def _program_entries(head: bytes) -> tuple[tuple[_Entry, ...], int | None]:
+    header = json.loads(head)
+    plans = [NumericPlan(*map(_frozen, fields)) for fields in header["plans"]]
+    entries = tuple(
+        (digest, rows, columns, shots, plans[plan], tuple(batch_shape), tuple(observables_shape))
+        for digest, rows, columns, shots, plan, batch_shape, observables_shape in header["programs"]
+    )
+    return entries, header["max_bytes"]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def pack(programs: Sequence[Program], max_bytes: int | None = None) -> Batch:
@@ -162,19 +184,17 @@ def pack(programs: Sequence[Program], max_bytes: int | None = None) -> Batch:
     Raises `WorkflowError` for a circuit that cannot be serialised.
     """
     templates: dict[str, bytes] = {}
-    plans: dict[NumericPlan, int] = {}
-    entries: list[Any] = []
+    entries: list[_Entry] = []
     arrays: list[Array] = []
     for program in programs:
-        template = program.template
+        template, theta = program.template, program.theta
         if template.digest not in templates:
             templates[template.digest] = encode_template(template)
-        plan = plans.setdefault(program.plan, len(plans))
-        entries.append([template.digest, program.rows, template.num_parameters, program.shots, plan,
-                        program.batch_shape, program.observables_shape])  # fmt: skip
-        arrays += (np.asarray(program.theta, dtype=_FLOAT), np.asarray(program.seeds, dtype=_UINT))
-    header = {"programs": entries, "plans": [_plan_fields(plan) for plan in plans], "max_bytes": max_bytes}
-    return Batch(templates, _join(header, arrays))
+        entries.append(
+            (template.digest, *theta.shape, program.shots, program.plan, program.batch_shape, program.observables_shape)
+        )
+        arrays += (theta.astype(_FLOAT, copy=False), program.seeds.astype(_UINT, copy=False))
+    return Batch(templates, _join(_program_head(tuple(entries), max_bytes), arrays))
 
 
 @dataclass(frozen=True)
@@ -193,9 +213,8 @@ def unpack(payload: bytes, find: Callable[[str], Template | HybridqError | None]
 
     Where it gives an error, that error takes the place of the program.
     """
-    (length,) = _LENGTH.unpack_from(payload)
-    start = _LENGTH.size + length
-    entries, max_bytes = _entries(payload[_LENGTH.size : start])
+    head, start = _split(payload)
+    entries, max_bytes = _program_entries(head)
     found = {digest: find(digest) for digest in {entry[0] for entry in entries}}
     missing = tuple(sorted(digest for digest, template in found.items() if template is None))
     if missing:
@@ -213,55 +232,56 @@ def unpack(payload: bytes, find: Callable[[str], Template | HybridqError | None]
     return Unpacked(tuple(programs), max_bytes, ())
 
 
-@lru_cache(maxsize=256)
-def _entries(head: bytes) -> tuple[tuple[tuple[Any, ...], ...], int | None]:
-    """The header of a payload, cached because the calls of a loop differ in their arrays alone."""
-    header = json.loads(head)
-    plans = [NumericPlan(*map(_frozen, fields)) for fields in header["plans"]]
-    entries = tuple(
-        (digest, rows, columns, shots, plans[plan], tuple(batch_shape), tuple(observables_shape))
-        for digest, rows, columns, shots, plan, batch_shape, observables_shape in header["programs"]
-    )
-    return entries, header["max_bytes"]
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
 # -- outcomes ----------------------------------------------------------------------------------------------------
+
+
+_Shapes = tuple[str, str] | tuple[tuple[int, ...], tuple[int, ...] | None]
+
+
+@lru_cache(maxsize=256)
+def _outcome_head(entries: tuple[_Shapes, ...]) -> bytes:
+    return _dumps(entries).encode()
+
+
+@lru_cache(maxsize=256)
+def _outcome_entries(head: bytes) -> tuple[Any, ...]:
+    return tuple(map(_frozen, json.loads(head)))
 
 
 def pack_outcomes(outcomes: Sequence[Outcome | HybridqError]) -> bytes:
     """Encode outcomes; an error travels as the name of its class and its message."""
-    entries: list[Any] = []
+    entries: list[_Shapes] = []
     arrays: list[Array] = []
     for outcome in outcomes:
         if isinstance(outcome, HybridqError):
-            entries.append([type(outcome).__name__, str(outcome)])
+            entries.append((type(outcome).__name__, str(outcome)))
             continue
         bits = outcome.bits
-        bits_shape = None if bits is None else bits.shape
-        entries.append([outcome.values.shape, bits_shape, outcome.seconds, outcome.peak_bytes])
-        arrays += (np.asarray(outcome.values, dtype=_FLOAT), np.asarray(outcome.stderrs, dtype=_FLOAT))
+        entries.append((outcome.values.shape, None if bits is None else bits.shape))
+        arrays += (
+            np.array([outcome.seconds, outcome.peak_bytes], dtype=_FLOAT),
+            outcome.values.astype(_FLOAT, copy=False),
+            outcome.stderrs.astype(_FLOAT, copy=False),
+        )
         if bits is not None:
-            arrays.append(np.asarray(bits, dtype=_BYTE))
-    return _join(entries, arrays)
+            arrays.append(bits)
+    return _join(_outcome_head(tuple(entries)), arrays)
 
 
 def unpack_outcomes(data: bytes) -> list[Outcome | HybridqError]:
     """The outcomes that `pack_outcomes` was given, errors as instances of their classes of `hybridq.errors`."""
-    entries, start = _header(data)
+    head, start = _split(data)
     arrays = _Arrays(data, start)
     outcomes: list[Outcome | HybridqError] = []
-    for entry in entries:
-        if isinstance(entry[0], str):
-            outcomes.append(_error(*entry))
+    for shape, detail in _outcome_entries(head):
+        if isinstance(shape, str):
+            outcomes.append(_error(shape, detail))
             continue
-        shape, bits_shape, seconds, peak_bytes = entry
-        values, stderrs = arrays.take(_FLOAT, tuple(shape)), arrays.take(_FLOAT, tuple(shape))
-        bits = None if bits_shape is None else arrays.take(_BYTE, tuple(bits_shape))
-        outcomes.append(Outcome(values, stderrs, bits, seconds, peak_bytes))
+        size = math.prod(shape)
+        numbers = arrays.take(_FLOAT, (2 + 2 * size,))
+        values, stderrs = numbers[2 : 2 + size].reshape(shape), numbers[2 + size :].reshape(shape)
+        bits = None if detail is None else arrays.take(_BYTE, detail)
+        outcomes.append(Outcome(values, stderrs, bits, float(numbers[0]), int(numbers[1])))
     return outcomes
 
 
@@ -275,15 +295,15 @@ def _error(name: str, message: str) -> HybridqError:
 
 def join_request(templates: Mapping[str, bytes], payload: bytes) -> bytes:
     """One message of the templates that a process does not have yet, and a payload."""
-    head = _dumps([[digest, len(data)] for digest, data in templates.items()]).encode()
+    head = _dumps([[digest, len(data)] for digest, data in templates.items()]).encode() if templates else b"[]"
     return b"".join([_LENGTH.pack(len(head)), head, *templates.values(), payload])
 
 
 def split_request(message: bytes) -> tuple[dict[str, bytes], bytes]:
     """The templates and the payload of `join_request`."""
-    entries, start = _header(message)
+    head, start = _split(message)
     templates = {}
-    for digest, length in entries:
+    for digest, length in json.loads(head):
         templates[digest] = message[start : start + length]
         start += length
     return templates, message[start:]
