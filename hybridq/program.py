@@ -429,7 +429,7 @@ class _TemplateCache:
                 and circuit.num_qubits == template.num_qubits
                 and circuit._data == template.circuit._data
                 and circuit.global_phase == phase
-                and _same_observables(observables, template)
+                and _same_observables(observables, template, shape)
             ):
                 return template, shape
         template, shape = _template(circuit, observables)
@@ -444,17 +444,23 @@ class _TemplateCache:
 _templates = _TemplateCache(capacity=512)
 
 
-def _same_observables(observables: Any, template: Template) -> bool:
+def _same_observables(observables: Any, template: Template, shape: tuple[int, ...]) -> bool:
     if observables is None:
         return not template.observables
-    if not isinstance(observables, SparsePauliOp):
-        return isinstance(observables, (str, Pauli)) and _flatten(observables) == (list(template.observables), ())
-    snapshot = template.observables[0]
+    flat, found = ([observables], ()) if isinstance(observables, SparsePauliOp) else _flatten(observables)
     return (
-        np.array_equal(observables.coeffs, snapshot.coeffs)
-        and np.array_equal(observables.paulis.x, snapshot.paulis.x)
-        and np.array_equal(observables.paulis.z, snapshot.paulis.z)
-        and np.array_equal(observables.paulis.phase, snapshot.paulis.phase)
+        found == shape
+        and len(flat) == len(template.observables)
+        and all(_same_observable(mine, snapshot) for mine, snapshot in zip(flat, template.observables, strict=True))
+    )
+
+
+def _same_observable(mine: SparsePauliOp, snapshot: SparsePauliOp) -> bool:
+    return (
+        np.array_equal(mine.coeffs, snapshot.coeffs)
+        and np.array_equal(mine.paulis.x, snapshot.paulis.x)
+        and np.array_equal(mine.paulis.z, snapshot.paulis.z)
+        and np.array_equal(mine.paulis.phase, snapshot.paulis.phase)
     )
 
 
