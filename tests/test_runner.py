@@ -30,6 +30,7 @@ from scipy.optimize import OptimizeResult
 
 import hybridq as hq
 from hybridq.language import Overrides, RunReport, overrides
+from hybridq.steps import pack_call
 
 ANGLES = ParameterVector("angle", 2)
 CIRCUIT = QuantumCircuit(2)
@@ -1220,6 +1221,28 @@ def test_a_function_that_cannot_travel(client: Client, store: Path) -> None:
     with pytest.raises(hq.WorkflowError, match=r"locked\(\) cannot be sent to a worker: TypeError: cannot pickle"):
         hq.run(study, name="lock", store=store, cluster=client)
     assert count(store / "lock")["step"] == 0
+
+
+def test_calls_are_packed_in_many_threads_at_once() -> None:
+    """Modules are sent by value while a call is packed, and what says so belongs to the whole process."""
+    packed: list[bytes] = []
+
+    def pack() -> None:
+        for _ in range(500):
+            packed.append(pack_call(takes.__wrapped__, (1,), {}, (__name__,), "takes()"))
+
+    threads = [threading.Thread(target=pack) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(packed) == 2000
+    assert len(set(packed)) == 1
 
 
 # -- a pure replay is light --------------------------------------------------------------------------------------------
