@@ -42,6 +42,7 @@ class EnginePlugin(WorkerPlugin):
     """Gives a worker its engine processes, one for each thread, and its share of the memory ledger."""
 
     name = "hybridq-engines"
+    idempotent = True  # a second driver on the same cluster finds the engines of the first
 
     def __init__(self, path: tuple[str, ...]) -> None:
         self._path = path

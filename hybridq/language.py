@@ -437,6 +437,9 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
         describe=fun.__wrapped__ if isinstance(fun, QuantumFunction) else None,
         function=fun.__wrapped__ if isinstance(fun, WorkflowFunction) else fun,  # a call has one scope
         args=args,
+        has_bodies=not isinstance(fun, QuantumFunction)
+        or constraints not in ((), [], None)
+        or any(callable(value) for value in (method, jac, hess, hessp, callback)),
         solve=solve,
     )
     return run.loop(scope, location, call)

@@ -83,6 +83,8 @@ class LoopCall:
     """The body of a quantum objective, or None for any other function."""
     function: Callable[..., Any]
     args: tuple[Any, ...]
+    has_bodies: bool
+    """Whether code of the researcher's runs in the driver meanwhile: a plain objective, a callback, a constraint."""
     solve: Callable[[Callable[..., float], Callable[..., Any]], Any]
     """Called with the objective and with a wrapper for the researcher's other callables (jac, constraints)."""
 
@@ -492,7 +494,11 @@ class Run:
     # -- loops -------------------------------------------------------------------------------------------------------
 
     def loop(self, scope: Scope, location: Location, call: LoopCall) -> Any:
-        """An optimizer loop: a finished one returns its result, an unfinished one runs against its recorded rows."""
+        """An optimizer loop: a finished one returns its result, an unfinished one runs against its recorded rows.
+
+        A finished one with bodies of the researcher's in it (a plain objective, a callback) runs against its rows too:
+        bodies always run again, so that what they keep outside (a history) is there again.
+        """
         arguments = encode(call.arguments, f"argument of minimize({call.name})")
         hashed = digest(call.arguments, f"argument of minimize({call.name})")
         group = location.parent.name + "/" + call.name if location.parent else call.name
@@ -506,7 +512,7 @@ class Run:
             entry = _LoopRecord(self._journal.append(header), header)
         else:
             self._check_loop(location, entry.header, call, hashed, arguments)
-            if entry.end is not None:
+            if entry.end is not None and not call.has_bodies:
                 self._count_replayed(location, call, len(entry.rows))
                 return decode(self._journal.load(entry.end.output))
         if (error := self._repeated(location)) is not None:
@@ -527,6 +533,8 @@ class Run:
             raise
         finally:
             self._progress.ended(group)
+        if entry.end is not None:
+            return decode(self._journal.load(entry.end.output))
         output = _encode_result(found, location)
         self._journal.append(records.LoopEnd(entry.line, self._journal.store(output), time.perf_counter() - begun))
         return decode(output)
@@ -701,20 +709,26 @@ class _Objective:
             raise run._diverged(at, "the optimizer's points", x.tolist(), point.tolist())
         if self._call.describe is not None:
             run._count("evaluations_replayed")
-        run._count("evaluations_replayed", run._recorded.within[str(at), "eval"])
-        run._count("steps_replayed", run._recorded.within[str(at), "step"])
+            return row.value
+        again = scalar(self._body(point, at), at, point)
+        if again != row.value and not (run._tolerant and math.isclose(again, row.value, abs_tol=_TOLERANCE)):
+            raise run._diverged(at, "the objective's values", row.value, again)
         return row.value
+
+    def _body(self, point: np.ndarray[Any, Any], at: Location) -> Any:
+        """Call a plain objective in a scope of its own; the optimizer's own arrays are out of its reach."""
+        assert isinstance(self._outer, Scope)
+        return self._run.enter(self._outer, at, self._call.function, (point.copy(), *self._call.args), {})
 
     def _live(self, i: int, point: np.ndarray[Any, Any], at: Location) -> float:
         run, call = self._run, self._call
         begun = time.perf_counter()
-        shown = point.copy()  # the optimizer's own arrays are out of the function's reach
         if call.describe is None:
-            estimate = run.enter(self._scope(), at, call.function, (shown, *call.args), {})
+            estimate = self._body(point, at)
             where = ""  # its evaluations have records of their own
         else:
-            describe = call.describe
-            asked = program(describe_call(call.name, lambda: describe(shown, *call.args)), seed=run.seed, location=at)
+            describe = functools.partial(call.describe, point.copy(), *call.args)
+            asked = program(describe_call(call.name, describe), seed=run.seed, location=at)
             run._record_circuit(asked)
             answered: list[Evaluated] = []
 
@@ -734,10 +748,6 @@ class _Objective:
             estimate.shots if measured else None, time.perf_counter() - begun, where,
         ))  # fmt: skip
         return value
-
-    def _scope(self) -> Scope:
-        assert isinstance(self._outer, Scope)
-        return self._outer
 
 
 class _Inner:
