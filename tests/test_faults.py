@@ -17,7 +17,6 @@ from processes import Marked, wait_until
 from hybridq import journal as records
 from hybridq.journal import read_records
 
-
 STUDIES = Path(__file__).parent / "studies"
 KILLS = 10
 
