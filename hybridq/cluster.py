@@ -111,6 +111,9 @@ class Cluster:
     def __init__(self, address: Any, workers: int) -> None:
         self._own: LocalCluster | None = None
         self._own_client = not isinstance(address, Client)
+        self._asked: dict[Key, _Asked] = {}
+        self._lock = threading.Lock()
+        self._arrived: SimpleQueue[tuple[Key, Any, BaseException | None] | None] = SimpleQueue()
         if address is None:
             self._own = _start_local(workers)
             self.client = Client(self._own)
@@ -125,11 +128,8 @@ class Cluster:
         except BaseException:
             self.close()
             raise
-        self._asked: dict[Key, _Asked] = {}
-        self._lock = threading.Lock()
         assert self.client.loop is not None
         self._loop = self.client.loop
-        self._arrived: SimpleQueue[tuple[Key, Any, BaseException | None] | None] = SimpleQueue()
         self.client.subscribe_topic(_BEGAN, self._began)
         threading.Thread(target=self._collect, name="hybridq-collector", daemon=True).start()
 
