@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 MAX_SHOTS = 2**31 - 1
+OPERATOR_ENTRIES = 2**21
+"""Entries of the sparse matrices that the adjoint engine makes of all observables of a template, at most."""
 Array = NDArray[Any]
 
 
@@ -621,6 +623,8 @@ def need(program: Program) -> Need:
     shot and fragments its memory: 160 bytes an amplitude, 128 MiB, and 200 bytes a shot of one execution. Seconds are a
     rough estimate for one thread (1 nanosecond an amplitude and pass, 100 microseconds a row).
     """
+    if program.plan.engine == "adjoint":
+        return _adjoint_need(program)
     template, shots = program.template, program.shots or 0
     amplitudes = 2**template.num_qubits
     executions = program.rows
@@ -636,3 +640,21 @@ def need(program: Program) -> Need:
     gates = 1e-9 * float(min(amplitudes, 2**200)) * passes
     seconds = 1e-4 * program.rows + gates * executions + 5e-8 * shots * program.rows
     return Need(memory, seconds, program.plan.threads, template.num_qubits, shots * program.rows)
+
+
+def _adjoint_need(program: Program) -> Need:
+    """`need` of a program for the adjoint engine.
+
+    Four states (the library's, its amplitudes, the observable on them, a part of that), with a gradient three more (the
+    library's copies on its way back); 64 bytes an entry of the observable's matrices while they are made; 2 KiB a gate;
+    32 MiB. Seconds: a pass over the state for each gate and Pauli, with a gradient ten for each gate.
+    """
+    template = program.template
+    amplitudes = 2**template.num_qubits
+    with_gradient = program.plan.gradient != "none"
+    entries = min(template.num_paulis * amplitudes, OPERATOR_ENTRIES)
+    memory = 16 * amplitudes * (7 if with_gradient else 4) + 64 * entries + 2048 * template.num_gates + 2**25
+    memory += 64 * program.theta.size * (1 + len(template.observables) * with_gradient)
+    passes = template.num_gates * (10 if with_gradient else 1) + template.num_paulis
+    seconds = program.rows * (1e-4 + 1e-9 * float(min(amplitudes, 2**200)) * passes)
+    return Need(memory, seconds, program.plan.threads, template.num_qubits, 0)

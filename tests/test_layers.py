@@ -38,8 +38,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # engines: none imports another; what they share is below them
     ("engines.__main__",),
     ("engines.server", "engines.process"),
-    ("engines.aer",),
-    ("engines.wire", "engines.frames"),
+    ("engines.aer", "engines.adjoint"),
+    ("engines.wire", "engines.frames", "engines.lowering", "engines.guard"),
     ("engines",),
     # policies, methods, records
     ("placement", "journal"),

@@ -7,21 +7,15 @@ an installed Aer does not have that interface, ``run`` itself does the work, wit
 
 from __future__ import annotations
 
-import os
 import re
-import resource
-import sys
-import time
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit, transpile
-from qiskit.circuit import Gate, Parameter, ParameterExpression
-from qiskit.circuit.exceptions import CircuitError
+from qiskit.circuit import Gate, Parameter
 from qiskit.circuit.library import (
     CUGate,
     PhaseGate,
@@ -37,16 +31,15 @@ from qiskit.circuit.library import (
     U2Gate,
     U3Gate,
     UGate,
-    XGate,
 )
-from qiskit.exceptions import QiskitError
 from qiskit.quantum_info import SparsePauliOp
 from qiskit_aer import AerSimulator
 from qiskit_aer.library import SaveExpectationValue, SaveStatevector
 
-from hybridq.errors import EngineFailed, HybridqError, TooLarge, WorkflowError
-from hybridq.program import Outcome, Program, Template, need
-from hybridq.resources import format_bytes
+from hybridq.engines.guard import Numbers, OutOfMemory, Prepared, evaluate_each, mark_peak
+from hybridq.engines.lowering import AS_ROTATIONS, ROTATIONS, Basis, Binder, Rewrite, lower, unbound, without_identity
+from hybridq.errors import EngineFailed, HybridqError, WorkflowError
+from hybridq.program import Outcome, Program, Template
 
 __all__ = ["AerEngine"]
 
@@ -77,9 +70,8 @@ class AerEngine:
         )
         self.public = public or not _inner_interface_works(self._backend)
         """Whether circuits go through ``AerSimulator.run`` rather than being assembled once."""
-        self._prepared: OrderedDict[tuple[str, str], _Prepared | _Trajectories] = OrderedDict()
-        self._prepared_bytes = 0
-        self._peak = _peak_bytes()  # read once a program: what it grew by since the one before
+        self._prepared: Prepared[_Prepared | _Trajectories] = Prepared(_CACHE_BYTES)
+        mark_peak()
 
     def evaluate(self, programs: Sequence[Program], max_bytes: int | None = None) -> list[Outcome | HybridqError]:
         """Evaluate each program by its plan; a failed one is an error in its place and harms no other.
@@ -88,96 +80,105 @@ class AerEngine:
         numbers; `EngineFailed` with Aer's words; `WorkflowError` for fewer shots than groups to be measured.
         """
         allowed = self.max_bytes if max_bytes is None else min(max_bytes, self.max_bytes)
-        return [self._evaluate(program, allowed) for program in programs]
+        return evaluate_each("Aer", programs, allowed, self._compute)
 
-    def _evaluate(self, program: Program, allowed: int) -> Outcome | HybridqError:
-        start = time.perf_counter()
-        required = need(program).bytes
-        if required > allowed:
-            return _too_large(program, required, allowed)
-        try:
-            prepared = self._prepare(program.template, program.plan.sampling)
-            values, stderrs, bits = _run(prepared, program)
-        except _OutOfMemory as error:
-            return _too_large(program, error.required, allowed)
-        except HybridqError as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - Aer and Qiskit raise many types; here failures are values
-            return EngineFailed(f"Aer failed on this program: {type(error).__name__}: {error}")
-        before, self._peak = self._peak, _peak_bytes()
-        return Outcome(values, stderrs, bits, time.perf_counter() - start, self._peak - before)
+    def _compute(self, program: Program) -> Numbers:
+        template, plan = program.template, program.plan
+        if plan.gradient not in ("none", "parameter-shift"):
+            raise WorkflowError(f"Aer has no gradient by {plan.gradient!r}; plan 'none' or 'parameter-shift'.")
+        if plan.sampling == "trajectories":
+            if plan.gradient != "none":
+                raise WorkflowError(
+                    "a circuit that measures, resets or branches before its end has no gradient; remove those "
+                    "instructions."
+                )
+            return _executed(self._trajectories(template), program)
+        values = _evaluated(self._circuit(template, plan.sampling, _BASIS), program)
+        if plan.gradient == "none":
+            return values
+        return values._replace(gradients=_shifted(self._circuit(template, plan.sampling, _SHIFTED), program))
 
-    def _prepare(self, template: Template, sampling: str) -> _Prepared | _Trajectories:
-        key = (template.digest, sampling)
-        prepared = self._prepared.get(key)
-        if prepared is not None:
-            self._prepared.move_to_end(key)
-            return prepared
-        if sampling == "trajectories":
-            prepared = _Trajectories(template, self._backend)
-        else:
-            prepared = _Prepared(template, sampling, self._backend, self.public)
-        self._prepared[key] = prepared
-        self._prepared_bytes += prepared.nbytes
-        while self._prepared_bytes > _CACHE_BYTES and len(self._prepared) > 1:
-            self._prepared_bytes -= self._prepared.popitem(last=False)[1].nbytes
+    def _trajectories(self, template: Template) -> _Trajectories:
+        prepared = self._prepared.get((template.digest, "trajectories"), lambda: _Trajectories(template, self._backend))
+        assert isinstance(prepared, _Trajectories)
+        return prepared
+
+    def _circuit(self, template: Template, sampling: str, basis: Basis) -> _Prepared:
+        prepared = self._prepared.get(
+            (template.digest, sampling, basis is _SHIFTED),
+            lambda: _Prepared(template, sampling, basis, self._backend, self.public),
+        )
+        assert isinstance(prepared, _Prepared)
         return prepared
 
 
-def _too_large(program: Program, required: int, allowed: int) -> TooLarge:
-    return TooLarge(
-        f"a program of {program.template.num_qubits} qubits needs {format_bytes(required)} ({required} bytes), but "
-        f"this engine may use {format_bytes(allowed)} ({allowed} bytes); allow it more memory or make the program "
-        "smaller."
-    )
+def _executed(prepared: _Trajectories, program: Program) -> Numbers:
+    """Bits of all rows, each row's shots whole executions."""
+    bits = np.empty((program.rows, program.shots or 0, prepared.num_bytes), dtype=np.uint8)
+    for theta, seed, row_bits in zip(program.theta, program.seeds, bits, strict=True):
+        prepared.sample(theta, seed, row_bits)
+    values = np.empty((program.rows, len(program.template.observables)))
+    return Numbers(values, np.zeros(values.shape), bits, None)
 
 
-_STATUS = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC) if sys.platform == "linux" else -1
-
-
-def _peak_bytes() -> int:
-    """The most memory this process ever had resident, in bytes.
-
-    Linux hands the peak of a parent down to ``getrusage`` of its children, so there the kernel's count for this
-    program image is read instead.
-    """
-    if _STATUS >= 0:
-        text = os.pread(_STATUS, 4096, 0)
-        at = text.find(b"VmHWM:")
-        if at >= 0:
-            return int(text[at + 6 : text.index(b"kB", at)]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _run(prepared: _Prepared | _Trajectories, program: Program) -> tuple[Array, Array, Array | None]:
-    """Values, standard errors and bits of all rows, as in `Outcome`."""
+def _evaluated(prepared: _Prepared, program: Program) -> Numbers:
+    """Values and standard errors of all rows, or their bits."""
     shots = program.shots or 0
     values = np.empty((program.rows, len(program.template.observables)))
     stderrs = np.zeros(values.shape)
-    if isinstance(prepared, _Trajectories):
-        bits = np.empty((program.rows, shots, prepared.num_bytes), dtype=np.uint8)
-        for theta, seed, row_bits in zip(program.theta, program.seeds, bits, strict=True):
-            prepared.sample(theta, seed, row_bits)
-        return values, stderrs, bits
     if program.plan.sampling == "exact":
         for row, data in enumerate(prepared.execute(program.theta)):
             values[row] = prepared.expectations(data)
-        return values, stderrs, None
+        return Numbers(values, stderrs, None, None)
     if program.template.observables:
         layouts = [_split(observable, shots) for observable in prepared.measured_observables]
         for row, data in enumerate(prepared.execute(program.theta)):
-            prepared.estimate(data, layouts, program.seeds[row], values[row], stderrs[row])
-        return values, stderrs, None
+            prepared.estimate(data, layouts, program.seeds[row], 0, values[row], stderrs[row])
+        return Numbers(values, stderrs, None, None)
     bits = np.zeros((program.rows, shots, prepared.num_bytes), dtype=np.uint8)
     for row, data in enumerate(prepared.execute(program.theta)):
         prepared.sample(data, program.seeds[row], bits[row])
-    return values, stderrs, bits
+    return Numbers(values, stderrs, bits, None)
+
+
+def _shifted(prepared: _Prepared, program: Program) -> Array:
+    """Gradients, shape (rows, observables, parameters), of a circuit prepared with one slot for each rotation.
+
+    The derivative by the angle of exp(-i angle/2 P) is half the difference of the values at angle +- pi/2 (Mitarai et
+    al., Phys. Rev. A 98, 032309 (2018); Schuld et al., Phys. Rev. A 99, 032331 (2019)). All shifts of a row are one
+    batch; where values are sampled, each shift draws from a generator of its own.
+    """
+    count, observables = prepared.binder.width, len(program.template.observables)
+    gradients = np.empty((program.rows, observables, program.template.num_parameters))
+    layouts = [_split(observable, program.shots or 0) for observable in prepared.measured_observables]
+    shifted, ignored = np.empty((2, observables)), np.empty(observables)
+    slopes = np.empty((observables, count))
+    for row, theta in enumerate(program.theta):
+        data = prepared.run(_both_ways(prepared.binder.bind(theta[None])[0]))
+        for slot in range(count):
+            for side in (0, 1):
+                if program.plan.sampling == "exact":
+                    shifted[side] = prepared.expectations(next(data))
+                else:
+                    number = 1 + 2 * slot + side  # 0 is the row itself
+                    prepared.estimate(next(data), layouts, program.seeds[row], number, shifted[side], ignored)
+            slopes[:, slot] = (shifted[0] - shifted[1]) / 2
+        gradients[row] = prepared.binder.chain(theta, slopes)
+    return gradients
+
+
+def _both_ways(angles: Array) -> Iterator[Array]:
+    """``angles`` with the first shifted up by a quarter turn, then down; then the second, and so on."""
+    for slot in range(len(angles)):
+        for shift in (np.pi / 2, -np.pi / 2):
+            shifted = angles.copy()
+            shifted[slot] += shift
+            yield shifted
 
 
 # -- circuits that Aer can run and re-bind -----------------------------------------------------------------------
 
-# What Aer applies as it stands. Names alone do not tell: a researcher's own gate may have any name.
+# What Aer applies as it stands.
 _NATIVE = frozenset((
     "ccx", "ccz", "cp", "crx", "cry", "crz", "cswap", "csx", "cu", "cu1", "cu3", "cx", "cy", "cz", "diagonal",
     "ecr", "h", "id", "mcphase", "mcx", "p", "pauli", "r", "rx", "rxx", "ry", "ryy", "rz", "rzx", "rzz",
@@ -190,187 +191,27 @@ _BINDABLE: dict[str, tuple[type[Gate], int]] = {
     "ry": (RYGate, 1), "ryy": (RYYGate, 1), "rz": (RZGate, 1), "rzx": (RZXGate, 1), "rzz": (RZZGate, 1),
     "u": (UGate, 3), "u1": (U1Gate, 1), "u2": (U2Gate, 2), "u3": (U3Gate, 3),
 }  # fmt: skip
-_DROPPED = frozenset(("barrier", "delay", "global_phase", "id"))  # no effect on what is measured
 
 
-@dataclass(frozen=True)
-class _Lowered:
-    """A circuit of `_NATIVE` gates, each of whose parameters is a slot: a parameter of its own with one value a row."""
-
-    circuit: QuantumCircuit
-    slots: tuple[Parameter, ...]
-    expressions: tuple[ParameterExpression, ...]
-    """What each slot is, in the parameters of the researcher's circuit."""
-    measured: tuple[tuple[int, int], ...]
-    """Final measurements, (qubit, classical bit)."""
+def _controlled(theta: Any, phi: Any, lam: Any, gamma: Any) -> Any:
+    """diag(1, exp(i gamma) U(theta, phi, lam)) as the gate that Aer re-binds."""
+    return [(CUGate(theta, phi, lam, gamma), (0, 1))]
 
 
-class _Lowering:
-    """One walk over a circuit.
-
-    Unknown instructions are replaced by their definitions as they are: nothing is optimised, so no result changes.
-    """
-
-    def __init__(self, circuit: QuantumCircuit) -> None:
-        self._source = circuit
-        self._target = QuantumCircuit(circuit.num_qubits)
-        self._slots: dict[ParameterExpression, Parameter] = {}
-        self._measured: dict[int, int] = {}
-
-    def run(self) -> _Lowered:
-        self._walk(self._source, list(range(self._source.num_qubits)))
-        measured = tuple((qubit, clbit) for clbit, qubit in self._measured.items())
-        return _Lowered(self._target, tuple(self._slots.values()), tuple(self._slots), measured)
-
-    def _walk(self, circuit: QuantumCircuit, wires: list[int]) -> None:
-        indices = {qubit: wire for qubit, wire in zip(circuit.qubits, wires, strict=True)}
-        for instruction in circuit.data:
-            qubits = [indices[q] for q in instruction.qubits]
-            if instruction.name == "measure" and circuit is self._source:
-                # by classical bit: a later measurement into the same bit is the one that counts
-                self._measured[circuit.find_bit(instruction.clbits[0]).index] = qubits[0]
-            elif instruction.name not in _DROPPED:
-                self._add(instruction.operation, qubits)
-
-    def _add(self, operation: Any, qubits: list[int]) -> None:
-        base, _, control_state = operation.name.partition("_o")
-        home = getattr(operation, "base_class", type(operation)).__module__
-        native = base in _NATIVE and home.startswith("qiskit.circuit.library.")
-        parameters = [p for p in getattr(operation, "params", ()) if _unbound(p)]
-        if native and not parameters:
-            self._target.append(operation, qubits, copy=False)
-        elif native and operation.name in _BINDABLE:
-            self._target.append(_BINDABLE[operation.name][0](*map(self._slot, operation.params)), qubits, copy=False)
-        elif native and base in _CONTROLLED:
-            self._controlled(_CONTROLLED[base](*operation.params), qubits, closed=control_state != "0")
-        else:
-            self._walk(_definition(operation), qubits)
-
-    def _controlled(self, parameters: tuple[Any, ...], qubits: list[int], closed: bool) -> None:
-        if not closed:
-            self._target.append(XGate(), qubits[:1])
-        self._target.append(CUGate(*map(self._slot, parameters)), qubits, copy=False)
-        if not closed:
-            self._target.append(XGate(), qubits[:1])
-
-    def _slot(self, value: Any) -> Any:
-        if not _unbound(value):
-            return float(value)
-        slot = self._slots.get(value)
-        if slot is None:
-            slot = self._slots[value] = Parameter(f"slot{len(self._slots)}")
-        return slot
-
-
-# Controlled rotations whose parameters Aer does not re-bind, as the controlled U that it does: the parameters
-# theta, phi, lambda and gamma of diag(1, exp(i gamma) U(theta, phi, lambda)).
-_CONTROLLED: dict[str, Any] = {
-    "cp": lambda angle: (0.0, 0.0, angle, 0.0),
-    "cu1": lambda angle: (0.0, 0.0, angle, 0.0),
-    "crx": lambda angle: (angle, -np.pi / 2, np.pi / 2, 0.0),
-    "cry": lambda angle: (angle, 0.0, 0.0, 0.0),
-    "crz": lambda angle: (0.0, 0.0, angle, angle / -2),
-    "cu3": lambda theta, phi, lam: (theta, phi, lam, 0.0),
-    "cu": lambda theta, phi, lam, gamma: (theta, phi, lam, gamma),
+_CONTROLLED: dict[str, Rewrite] = {
+    "cp": lambda angle: _controlled(0.0, 0.0, angle, 0.0),
+    "cu1": lambda angle: _controlled(0.0, 0.0, angle, 0.0),
+    "crx": lambda angle: _controlled(angle, -np.pi / 2, np.pi / 2, 0.0),
+    "cry": lambda angle: _controlled(angle, 0.0, 0.0, 0.0),
+    "crz": lambda angle: _controlled(0.0, 0.0, angle, angle / -2),
+    "cu3": lambda theta, phi, lam: _controlled(theta, phi, lam, 0.0),
+    "cu": _controlled,
 }
-
-
-def _unbound(value: Any) -> bool:
-    return isinstance(value, ParameterExpression) and bool(value.parameters)
-
-
-def _definition(operation: Any) -> QuantumCircuit:
-    try:
-        definition = getattr(operation, "definition", None)
-    except CircuitError:
-        definition = None
-    if definition is not None:
-        circuit: QuantumCircuit = definition
-        return circuit
-    # what has no definition (permutations, gates with annotations) is synthesised by Qiskit
-    whole = QuantumCircuit(operation.num_qubits)
-    try:
-        whole.append(operation, whole.qubits)
-        synthesised: QuantumCircuit = transpile(whole, basis_gates=["cx", "u"], optimization_level=0)
-    except QiskitError as error:
-        raise EngineFailed(
-            f"Aer cannot run the instruction {operation.name!r}, and it has no definition; decompose it into gates. "
-            f"({error})"
-        ) from error
-    return synthesised
-
-
-class _Binder:
-    """Values of slots from rows of parameters: all linear expressions at once, any other by Qiskit row by row."""
-
-    def __init__(self, expressions: Sequence[ParameterExpression], parameters: Sequence[Parameter]) -> None:
-        positions = {parameter: i for i, parameter in enumerate(parameters)}
-        terms: list[list[tuple[int, float]]] = []
-        self.width = len(expressions)
-        self._constants = np.zeros((len(expressions), 1))
-        self._general: list[tuple[int, ParameterExpression, list[tuple[Parameter, int]]]] = []
-        for slot, expression in enumerate(expressions):
-            linear = _linear(expression, positions)
-            terms.append([] if linear is None else linear[1])
-            if linear is None:
-                own = sorted(((p, positions[p]) for p in expression.parameters), key=lambda pair: pair[1])
-                self._general.append((slot, expression, own))
-            else:
-                self._constants[slot] = linear[0]
-        width = max(map(len, terms), default=0)
-        self._columns = np.zeros((width, len(expressions)), dtype=np.intp)
-        self._factors = np.zeros((width, len(expressions), 1))
-        for slot, pairs in enumerate(terms):
-            for term, (column, factor) in enumerate(pairs):
-                self._columns[term, slot] = column
-                self._factors[term, slot] = factor
-        bare = width == 1 and not self._general and not self._constants.any() and bool((self._factors == 1.0).all())
-        self._bare = self._columns[0] if bare else None
-
-    def bind(self, theta: Array) -> Array:
-        """Values of shape (rows, slots) of ``theta``, shape (rows, parameters).
-
-        Elementwise products and sums in a fixed order, no linear algebra: a row's bits are its own.
-        """
-        if self._bare is not None:
-            return theta[:, self._bare]
-        transposed = theta.T
-        values = np.broadcast_to(self._constants, (len(self._constants), len(theta))).copy()
-        for columns, factors in zip(self._columns, self._factors, strict=True):
-            values += factors * transposed[columns]
-        for slot, expression, own in self._general:
-            values[slot] = [float(expression.bind({p: row[column] for p, column in own})) for row in theta.tolist()]
-        return values.T
-
-
-def _linear(
-    expression: ParameterExpression, positions: dict[Parameter, int]
-) -> tuple[float, list[tuple[int, float]]] | None:
-    """Constant and (column, factor) pairs of a linear expression with real factors, None for any other."""
-    if isinstance(expression, Parameter):
-        return 0.0, [(positions[expression], 1.0)]
-    pairs: list[tuple[int, float]] = []
-    for parameter in sorted(expression.parameters, key=positions.__getitem__):
-        factor = expression.gradient(parameter)
-        if _unbound(factor):
-            return None
-        factor = complex(factor)
-        if factor.imag:
-            return None
-        pairs.append((positions[parameter], factor.real))
-    constant = complex(expression.bind(dict.fromkeys(expression.parameters, 0.0)))
-    return None if constant.imag else (constant.real, pairs)
+_BASIS = Basis("Aer", _NATIVE, {name: gate for name, (gate, _) in _BINDABLE.items()}, _CONTROLLED)
+_SHIFTED = Basis("Aer", _NATIVE, ROTATIONS, AS_ROTATIONS)
 
 
 # -- two routes to one execution ---------------------------------------------------------------------------------
-
-
-class _OutOfMemory(Exception):
-    """Aer's refusal to allocate a state."""
-
-    def __init__(self, required: int) -> None:
-        super().__init__(required)
-        self.required = required
 
 
 class _Route(Protocol):
@@ -393,7 +234,7 @@ class _Inner:
         self._numbers: list[int] = []
         for index, instruction in enumerate(circuit.data):
             for position, parameter in enumerate(instruction.params):
-                if _unbound(parameter):
+                if unbound(parameter):
                     self._bindings.append([(index_maps[0][index], position), [0.0]])
                     self._numbers.append(numbers[parameter])
 
@@ -438,7 +279,7 @@ def _public_data(result: Any) -> dict[str, Any]:
 def _failure(status: Any) -> Exception:
     """Aer's words for a failed circuit, as what to raise."""
     short = re.search(r"Insufficient memory.*Required memory: (\d+)M", str(status))
-    return _OutOfMemory(int(short[1]) << 20) if short else EngineFailed(f"Aer failed on this program: {status}")
+    return OutOfMemory(int(short[1]) << 20) if short else EngineFailed(f"Aer failed on this program: {status}")
 
 
 def _inner_interface_works(backend: Any) -> bool:
@@ -494,16 +335,16 @@ class _Measured:
 class _Prepared:
     """A template compiled for exact values, or for states to draw samples from."""
 
-    def __init__(self, template: Template, sampling: str, backend: Any, public: bool) -> None:
-        lowered = _Lowering(template.circuit).run()
-        self._binder = _Binder(lowered.expressions, template.circuit.parameters)
+    def __init__(self, template: Template, sampling: str, basis: Basis, backend: Any, public: bool) -> None:
+        lowered = lower(template.circuit, basis, shared=basis is not _SHIFTED)
+        self.binder = Binder(lowered.expressions, template.circuit.parameters)
         self._constants: list[float] = []
         self._labels: list[str | None] = []
         self.measured_observables: tuple[_Measured, ...] = ()
         circuit = lowered.circuit
         if sampling == "exact":
             for column, observable in enumerate(template.observables):
-                constant, rest = _without_identity(observable)
+                constant, rest = without_identity(observable)
                 self._constants.append(constant)
                 self._labels.append(None if rest is None else str(column))
                 if rest is not None:
@@ -527,13 +368,17 @@ class _Prepared:
 
     def execute(self, theta: Array) -> Iterator[dict[str, Any]]:
         """What each row of ``theta`` saves, one execution a row."""
-        if self._route is None:
-            yield from ({"state": np.ones(1)} for _ in theta)
-            return
-        step = max(1, _BIND // max(1, self._binder.width))
+        step = max(1, _BIND // max(1, self.binder.width))
         for start in range(0, len(theta), step):
-            for values in self._binder.bind(theta[start : start + step]):
-                yield self._route.run(values.tolist())
+            yield from self.run(self.binder.bind(theta[start : start + step]))
+
+    def run(self, slots: Iterable[Array]) -> Iterator[dict[str, Any]]:
+        """What each row of values of the slots saves."""
+        if self._route is None:
+            yield from ({"state": np.ones(1)} for _ in slots)
+            return
+        for values in slots:
+            yield self._route.run(values.tolist())
 
     def expectations(self, data: dict[str, Any]) -> list[float]:
         """Exact values of all observables."""
@@ -543,15 +388,24 @@ class _Prepared:
         ]
 
     def estimate(
-        self, data: dict[str, Any], layouts: list[list[int]], seed: Array, values: Array, stderrs: Array
+        self,
+        data: dict[str, Any],
+        layouts: list[list[int]],
+        seed: Array,
+        shift: int,
+        values: Array,
+        stderrs: Array,
     ) -> None:
-        """Draw every observable's groups from the state, and write values and standard errors, shape (observables,)."""
+        """Draw every observable's groups from the state, and write values and standard errors, shape (observables,).
+
+        ``shift`` tells the draws of a row's shifted copies apart; 0 is the row itself.
+        """
         state = np.asarray(data["state"])
         stream = 0
         for column, (observable, layout) in enumerate(zip(self.measured_observables, layouts, strict=True)):
             value, variance = observable.constant, 0.0
             for group, shots in zip(observable.groups, layout, strict=True):
-                mean, own_variance = _group_mean(group, shots, _cumulative(_rotated(state, group)), seed, stream)
+                mean, own_variance = _group_mean(group, shots, _cumulative(_rotated(state, group)), seed, stream, shift)
                 value += mean
                 variance += own_variance
                 stream += 1
@@ -595,24 +449,13 @@ class _Trajectories:
 # -- observables -------------------------------------------------------------------------------------------------
 
 
-def _without_identity(observable: SparsePauliOp) -> tuple[float, SparsePauliOp | None]:
-    """The identity's coefficient, and the other Paulis with equal ones added up (None if nothing is left)."""
-    simple = observable.simplify(atol=0.0, rtol=0.0)
-    identity = ~(simple.paulis.x.any(axis=1) | simple.paulis.z.any(axis=1))
-    constant = float(simple.coeffs[identity].real.sum())
-    rest = ~identity & (simple.coeffs.real != 0.0)
-    if not rest.any():
-        return constant, None
-    return constant, SparsePauliOp(simple.paulis[rest], simple.coeffs[rest].real)
-
-
 def _grouped(observable: SparsePauliOp) -> _Measured:
     """Groups of Paulis that agree on every qubit they share, the largest coefficients placed first.
 
     Each Pauli goes to the first group it fits. Done here, because a library's colouring of a graph may change with its
     version and with it which samples are drawn.
     """
-    constant, rest = _without_identity(observable)
+    constant, rest = without_identity(observable)
     if rest is None:
         return _Measured(constant, ())
     coefficients = np.asarray(rest.coeffs.real)
@@ -697,13 +540,13 @@ def _cumulative(state: Array) -> Array:
     return np.cumsum(probabilities, out=probabilities)
 
 
-def _generator(seed: Array, stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, stream]))
+def _generator(seed: Array, stream: int, shift: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, shift, stream]))
 
 
-def _draws(cumulative: Array, shots: int, seed: Array, stream: int) -> Iterator[Array]:
+def _draws(cumulative: Array, shots: int, seed: Array, stream: int, shift: int = 0) -> Iterator[Array]:
     """Basis states drawn one shot after the other, int64, in arrays of at most `_DRAW`."""
-    generator = _generator(seed, stream)
+    generator = _generator(seed, stream, shift)
     total = cumulative[-1]
     last = int(np.searchsorted(cumulative, total))  # the last state that has any probability
     for start in range(0, shots, _DRAW):
@@ -712,7 +555,9 @@ def _draws(cumulative: Array, shots: int, seed: Array, stream: int) -> Iterator[
         yield np.minimum(np.searchsorted(cumulative, points, side="right"), last)
 
 
-def _group_mean(group: _Group, shots: int, cumulative: Array, seed: Array, stream: int) -> tuple[float, float]:
+def _group_mean(
+    group: _Group, shots: int, cumulative: Array, seed: Array, stream: int, shift: int
+) -> tuple[float, float]:
     """Mean of the group's part of the observable over ``shots``, and the variance of that mean.
 
     The variance is that of the samples, so that covariances inside the group count; a single shot has none and gets
@@ -720,7 +565,7 @@ def _group_mean(group: _Group, shots: int, cumulative: Array, seed: Array, strea
     """
     mean = squares = 0.0
     done = 0
-    for drawn in _draws(cumulative, shots, seed, stream):
+    for drawn in _draws(cumulative, shots, seed, stream, shift):
         if len(cumulative) <= 4 * len(drawn):
             counts = np.bincount(drawn, minlength=len(cumulative))
             states = np.flatnonzero(counts)
@@ -734,9 +579,9 @@ def _group_mean(group: _Group, shots: int, cumulative: Array, seed: Array, strea
         size = len(drawn)
         own_mean = float((counts * parts).sum()) / size
         squares += float((counts * np.square(parts - own_mean)).sum())
-        shift = own_mean - mean
-        squares += shift * shift * done * size / (done + size)
+        step = own_mean - mean
+        squares += step * step * done * size / (done + size)
         done += size
-        mean += shift * size / done
+        mean += step * size / done
     variance = squares / (shots - 1) if shots > 1 else group.weight**2
     return mean, variance / shots

@@ -1,4 +1,4 @@
-"""The engine process' side of its pipes: read a request, evaluate it with Aer, reply."""
+"""The engine process' side of its pipes: read a request, evaluate it, reply."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import gc
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hybridq.engines import frames
 
 if TYPE_CHECKING:
+    from hybridq.engines.adjoint import AdjointEngine
     from hybridq.engines.aer import AerEngine
     from hybridq.errors import HybridqError
-    from hybridq.program import Template
+    from hybridq.program import Outcome, Program, Template
 
 __all__ = ["serve"]
 
@@ -30,9 +32,7 @@ def serve(max_bytes: int) -> None:
         import qiskit
         import qiskit_aer
 
-        from hybridq.engines.aer import AerEngine
-
-        engine = AerEngine(max_bytes)
+        engines = _Engines(max_bytes)
     except BaseException as error:
         pipe.write(frames.FAILED, f"{type(error).__name__}: {error}".encode())
         raise
@@ -42,7 +42,7 @@ def serve(max_bytes: int) -> None:
     pipe.write(frames.READY, json.dumps(versions).encode())
     templates = _Templates()
     while (message := pipe.read_request()) is not None:
-        pipe.write(*_reply(engine, templates, message))
+        pipe.write(*_reply(engines, templates, message))
 
 
 class _Pipe:
@@ -84,6 +84,43 @@ class _Pipe:
             view = view[os.write(self._output, view) :]
 
 
+class _Engines:
+    """The engines of this process by the names in plans: Aer from the start, any other with its first program."""
+
+    def __init__(self, max_bytes: int) -> None:
+        from hybridq.engines.aer import AerEngine
+
+        self._max_bytes = max_bytes
+        self._known: dict[str, AerEngine | AdjointEngine] = {"aer": AerEngine(max_bytes)}
+
+    def evaluate(self, programs: Sequence[Program], max_bytes: int | None) -> list[Outcome | HybridqError]:
+        """An outcome or an error for each program, those of one engine evaluated together."""
+        from hybridq.errors import HybridqError
+
+        outcomes: dict[int, Outcome | HybridqError] = {}
+        for name in dict.fromkeys(program.plan.engine for program in programs):
+            own = [i for i, program in enumerate(programs) if program.plan.engine == name]
+            try:
+                engine = self._engine(name)
+            except HybridqError as error:
+                outcomes |= dict.fromkeys(own, error)
+                continue
+            outcomes |= zip(own, engine.evaluate([programs[i] for i in own], max_bytes), strict=True)
+        return [outcomes[i] for i in range(len(programs))]
+
+    def _engine(self, name: str) -> AerEngine | AdjointEngine:
+        from hybridq.errors import WorkflowError
+
+        if name == "adjoint" and name not in self._known:
+            from hybridq.engines.adjoint import AdjointEngine
+
+            self._known[name] = AdjointEngine(self._max_bytes)
+        engine = self._known.get(name)
+        if engine is None:
+            raise WorkflowError(f"there is no engine {name!r}; plan 'aer' or 'adjoint'.")
+        return engine
+
+
 class _Templates:
     """Decoded templates, the least recently used dropped first. One that cannot be decoded is kept as its error."""
 
@@ -118,7 +155,7 @@ class _Templates:
             self._bytes -= self._known.popitem(last=False)[1][1]
 
 
-def _reply(engine: AerEngine, templates: _Templates, message: bytes) -> tuple[bytes, bytes]:
+def _reply(engines: _Engines, templates: _Templates, message: bytes) -> tuple[bytes, bytes]:
     """Kind and message of the answer."""
     from hybridq.engines import wire
     from hybridq.errors import HybridqError
@@ -130,7 +167,7 @@ def _reply(engine: AerEngine, templates: _Templates, message: bytes) -> tuple[by
     if unpacked.missing:
         return frames.MISSING, json.dumps(unpacked.missing).encode()
     programs = [program for program in unpacked.programs if not isinstance(program, HybridqError)]
-    done = iter(engine.evaluate(programs, unpacked.max_bytes))
+    done = iter(engines.evaluate(programs, unpacked.max_bytes))
     outcomes = [program if isinstance(program, HybridqError) else next(done) for program in unpacked.programs]
     templates.shrink()
     return frames.OUTCOMES, wire.pack_outcomes(outcomes)

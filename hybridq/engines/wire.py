@@ -235,7 +235,8 @@ def unpack(payload: bytes, find: Callable[[str], Template | HybridqError | None]
 # -- outcomes ----------------------------------------------------------------------------------------------------
 
 
-_Shapes = tuple[str, str] | tuple[tuple[int, ...], tuple[int, ...] | None]
+_Shape = tuple[int, ...]
+_Shapes = tuple[str, str] | tuple[_Shape, _Shape | None, _Shape | None]
 
 
 @lru_cache(maxsize=256)
@@ -256,8 +257,14 @@ def pack_outcomes(outcomes: Sequence[Outcome | HybridqError]) -> bytes:
         if isinstance(outcome, HybridqError):
             entries.append((type(outcome).__name__, str(outcome)))
             continue
-        bits = outcome.bits
-        entries.append((outcome.values.shape, None if bits is None else bits.shape))
+        bits, gradients = outcome.bits, outcome.gradients
+        entries.append(
+            (
+                outcome.values.shape,
+                None if bits is None else bits.shape,
+                None if gradients is None else gradients.shape,
+            )
+        )
         arrays += (
             np.array([outcome.seconds, outcome.peak_bytes], dtype=_FLOAT),
             outcome.values.astype(_FLOAT, copy=False),
@@ -265,6 +272,8 @@ def pack_outcomes(outcomes: Sequence[Outcome | HybridqError]) -> bytes:
         )
         if bits is not None:
             arrays.append(bits)
+        if gradients is not None:
+            arrays.append(gradients.astype(_FLOAT, copy=False))
     return _join(_outcome_head(tuple(entries)), arrays)
 
 
@@ -273,15 +282,17 @@ def unpack_outcomes(data: bytes) -> list[Outcome | HybridqError]:
     head, start = _split(data)
     arrays = _Arrays(data, start)
     outcomes: list[Outcome | HybridqError] = []
-    for shape, detail in _outcome_entries(head):
+    for shape, *details in _outcome_entries(head):
         if isinstance(shape, str):
-            outcomes.append(_error(shape, detail))
+            outcomes.append(_error(shape, *details))
             continue
+        bits_shape, gradients_shape = details
         size = math.prod(shape)
         numbers = arrays.take(_FLOAT, (2 + 2 * size,))
         values, stderrs = numbers[2 : 2 + size].reshape(shape), numbers[2 + size :].reshape(shape)
-        bits = None if detail is None else arrays.take(_BYTE, detail)
-        outcomes.append(Outcome(values, stderrs, bits, float(numbers[0]), int(numbers[1])))
+        bits = None if bits_shape is None else arrays.take(_BYTE, bits_shape)
+        gradients = None if gradients_shape is None else arrays.take(_FLOAT, gradients_shape)
+        outcomes.append(Outcome(values, stderrs, bits, float(numbers[0]), int(numbers[1]), gradients))
     return outcomes
 
 

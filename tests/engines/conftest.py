@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,34 @@ def make() -> Callable[..., Program]:
         return program(Request(circuit, observables, theta, shots), seed=11, location=Location(at))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_with(make: Callable[..., Program]) -> Callable[..., Program]:
+    """As `make`, with changes to the plan: ``engine``, ``gradient``."""
+
+    def make_with(*arguments: Any, engine: str = "aer", gradient: str = "none", **options: Any) -> Program:
+        program = make(*arguments, **options)
+        return replace(program, plan=replace(program.plan, engine=engine, gradient=gradient))
+
+    return make_with
+
+
+@pytest.fixture(scope="session")
+def slopes(twin: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Gradients, shape (rows, observables, parameters), by differences of the dense twin, right to about 1e-10."""
+    step, weights = 4e-3, {1: 4 / 5, 2: -1 / 5, 3: 4 / 105, 4: -1 / 280}
+
+    def slopes(circuit: Any, observables: Any, theta: Any) -> np.ndarray:
+        rows = np.atleast_2d(theta)
+        gradients = np.zeros((len(rows), len(observables), rows.shape[1]))
+        for j, direction in enumerate(np.eye(rows.shape[1])):
+            for k, weight in weights.items():
+                up, down = (twin(circuit, observables, rows + sign * k * step * direction) for sign in (1, -1))
+                gradients[:, :, j] += weight * (up - down) / step
+        return gradients
+
+    return slopes
 
 
 @pytest.fixture(scope="session")
