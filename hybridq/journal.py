@@ -117,7 +117,6 @@ class Circuit:
 
     kind = "circuit"
     program: str
-    sampled: bool
     circuit: Document
     observables: Document
     plan: Document

@@ -31,7 +31,7 @@ from hybridq.dispatch import Dispatcher, Evaluated, ProgramAsk, StepAsk
 from hybridq.errors import Diverged, HybridqError, JournalError, NotFinite, Unhashable, WorkflowError
 from hybridq.journal import Journal, pack_array, unpack_array
 from hybridq.location import Location
-from hybridq.program import Estimate, Program, Request, derivatives, program, result
+from hybridq.program import Estimate, NumericPlan, Program, Request, derivatives, program, result
 from hybridq.progress import Progress
 from hybridq.resources import Need
 from hybridq.scope import Describing, Scope, current
@@ -169,7 +169,7 @@ def _index(entries: Sequence[tuple[int, records.Record]]) -> _Recorded:
             case records.Code():
                 found.known.add(record.code)
             case records.Circuit():
-                found.known.add(f"{record.program}/{record.sampled}")
+                found.known.add(f"{record.program}/{json.dumps(record.plan)}")
             case records.Step() | records.Evaluation() | records.Event():
                 found.answers.setdefault(record.at, record)
                 for above in _above(record.at):
@@ -593,7 +593,8 @@ class Run:
 
     def _record_circuit(self, asked: Program) -> None:
         template = asked.template
-        key = f"{template.digest}/{asked.shots is not None}"
+        plan = _plan_document(asked.plan)
+        key = f"{template.digest}/{json.dumps(plan)}"
         with self._lock:
             if key in self._recorded.known:
                 return
@@ -601,8 +602,7 @@ class Run:
         circuit = self._journal.store(encode(template.circuit))
         observables = self._journal.store(encode(list(template.observables)))
         self._journal.append(records.Circuit(
-            template.digest, asked.shots is not None, circuit, observables, encode(asked.plan).document,
-            template.num_qubits, template.num_gates, template.num_paulis,
+            template.digest, circuit, observables, plan, template.num_qubits, template.num_gates, template.num_paulis
         ))  # fmt: skip
 
     def _record_failure(self, location: Location, raised: Raised, started: float, seconds: float, where: str,
@@ -789,6 +789,11 @@ def follows(asked: Program, point: np.ndarray[Any, Any]) -> bool:
     return (
         asked.theta.tobytes() == point.tobytes() and asked.batch_shape == () and asked.observables_shape == ()
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_document(plan: NumericPlan) -> Any:
+    return encode(plan).document
 
 
 def describe_call(name: str, describe: Callable[[], Request]) -> Request:
