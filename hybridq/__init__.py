@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         as_completed,
         classical,
         expval,
+        gradient,
         map,
         minimize,
         now,
@@ -70,6 +71,7 @@ __all__ = [
     "as_completed",
     "classical",
     "expval",
+    "gradient",
     "lattice",
     "map",
     "minimize",
@@ -83,8 +85,8 @@ __all__ = [
 ]
 
 _LANGUAGE = {
-    "Future", "as_completed", "classical", "expval", "map", "minimize", "now", "quantum", "rng", "run", "sample",
-    "workflow",
+    "Future", "as_completed", "classical", "expval", "gradient", "map", "minimize", "now", "quantum", "rng", "run",
+    "sample", "workflow",
 }  # fmt: skip
 _HOMES = {name: "hybridq.errors" for name in __all__} | {
     **dict.fromkeys(_LANGUAGE, "hybridq.language"),

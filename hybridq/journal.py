@@ -117,7 +117,6 @@ class Circuit:
 
     kind = "circuit"
     program: str
-    sampled: bool
     circuit: Document
     observables: Document
     plan: Document
@@ -171,14 +170,16 @@ class Loop:
     arguments: str
     inputs: Document
     method: str
+    gradient: str
+    """``none``, ``adjoint`` or ``parameter-shift``: chosen when the loop began, kept when it resumes."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One objective evaluation of a loop.
 
-    ``loop`` is the header's line number, ``x`` the packed point, ``where`` the engine that evaluated it: empty for an
-    objective that is not itself a quantum function.
+    ``loop`` is the header's line number, ``x`` the packed point, ``g`` the packed gradient, ``where`` the engine that
+    evaluated it: empty for an objective that is not itself a quantum function.
     """
 
     kind = "row"
@@ -186,6 +187,7 @@ class Row:
     i: int
     x: str
     value: float
+    g: str | None
     stderr: float
     shots: int | None
     seconds: float

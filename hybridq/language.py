@@ -29,10 +29,10 @@ from hybridq.dispatch import driver_engine
 from hybridq.errors import NotFinite, WorkflowError
 from hybridq.journal import Journal, run_directory
 from hybridq.location import Location, seed_key
-from hybridq.program import Outcome, Request, program, result
+from hybridq.program import GRADIENTS, Outcome, Program, Request, derivatives, program, result
 from hybridq.progress import Progress
 from hybridq.resources import Need, parse_bytes
-from hybridq.runner import LoopCall, Pending, Run, StepCall, describe_call, scalar
+from hybridq.runner import LoopCall, Pending, Run, StepCall, describe_call, follows, scalar
 from hybridq.scope import Describing, Scope, StepScope, current
 from hybridq.source import source_of, unwrap
 from hybridq.values import digest, encode
@@ -47,6 +47,7 @@ __all__ = [
     "as_completed",
     "classical",
     "expval",
+    "gradient",
     "map",
     "minimize",
     "now",
@@ -357,6 +358,28 @@ def _begin(scope: Scope, function: ClassicalFunction[Any, Any] | QuantumFunction
         return Pending(location, refused, [])
 
 
+def gradient(fun: QuantumFunction[Any], *args: Any, method: str = "auto") -> np.ndarray[Any, Any]:
+    """Derivatives of the expectation value that ``fun(*args)`` describes, by all parameters of its circuit.
+
+    Shape (..., P): the broadcast shape of parameters and observables, then the P parameters in the order of
+    ``circuit.parameters``; in units of the observable a radian. ``method`` is ``"adjoint"`` (exact values only),
+    ``"parameter-shift"`` (Schuld et al., Phys. Rev. A 99, 032331) or ``"auto"``. Recorded in runs like a value.
+    """
+    if not isinstance(fun, QuantumFunction):
+        raise WorkflowError(f"hq.gradient takes a quantum function, not {fun!r}.")
+    if method not in GRADIENTS:
+        raise WorkflowError(f"method is {method!r}; give one of {', '.join(GRADIENTS)}.")
+    scope = fun._scope()
+    describe = functools.partial(fun.__wrapped__, *args)
+    name = f"{_name(fun)}_gradient"
+    if scope is None:
+        found: np.ndarray[Any, Any] = derivatives(*_outcome_outside(Location(name), fun.__name__, describe, method))
+        return found
+    scope.run.go_on(scope)
+    found = scope.run.evaluate(scope, scope.next(name), fun.__name__, describe, method)
+    return found
+
+
 def rng() -> np.random.Generator:
     """A random generator that a replay repeats: seeded by the run's seed and the place of this call."""
     scope = current.get()
@@ -394,7 +417,11 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
     ``method`` is one of scipy's names or a callable with scipy's signature for custom minimizers. Returns scipy's
     ``OptimizeResult``. A finished loop returns its recorded result; an unfinished one goes on where it stood. Raises
     `WorkflowError` for bad settings before anything is evaluated, `NotFinite` if the objective is NaN or infinite.
-    ``jac=True`` is refused: the gradient is a function of its own.
+
+    ``jac`` is a function as in scipy, or for a quantum function the way to its gradient, which then comes with each
+    value: ``"adjoint"``, ``"parameter-shift"``, or ``"auto"``, which takes the adjoint for exact values if it is
+    installed and parameter shift otherwise, where ``method`` uses gradients and ``fun`` hands ``x`` on unchanged. None
+    leaves gradients to the method (finite differences). ``jac=True`` is refused.
     """
     from scipy import optimize
 
@@ -408,20 +435,28 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
     start = _start_point(x0)
     args = args if isinstance(args, tuple) else (args,)
     _check_method(method)
+    named = isinstance(jac, str) and jac in GRADIENTS
+    if named and jac != "auto" and not isinstance(fun, QuantumFunction):
+        raise WorkflowError(f"jac={jac!r} is for quantum functions; give the gradient of {_name(fun)} as a function.")
 
-    def solve(objective: Callable[..., float], inner: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Any:
+    def solve(
+        objective: Callable[..., Any],
+        inner: Callable[[str, Callable[..., Any]], Callable[..., Any]],
+        with_gradient: bool,
+    ) -> Any:
         def wrapped(name: str, value: Any) -> Any:
             return inner(name, value) if callable(value) else value
 
         return optimize.minimize(
-            objective, start.copy(), args, method, wrapped("jac", jac), wrapped("hess", hess), wrapped("hessp", hessp),
-            bounds, _wrap_constraints(constraints, inner), tol, wrapped("callback", callback),
+            objective, start.copy(), args, method, with_gradient or (None if named else wrapped("jac", jac)),
+            wrapped("hess", hess), wrapped("hessp", hessp), bounds,
+            _wrap_constraints(constraints, inner), tol, wrapped("callback", callback),
             None if options is None else dict(options),
         )  # fmt: skip
 
     scope = _scope("minimize")
     if scope is None:
-        return _minimize_outside(fun, args, solve)
+        return _minimize_outside(fun, start, args, method, jac, solve)
     run: Run = scope.run
     run.go_on(scope)
     location = scope.next("minimize")
@@ -440,9 +475,35 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
         has_bodies=not isinstance(fun, QuantumFunction)
         or constraints not in ((), [], None)
         or any(callable(value) for value in (method, jac, hess, hessp, callback)),
+        gradient=functools.partial(_gradient, fun, start, args, method, jac),
         solve=solve,
     )
     return run.loop(scope, location, call)
+
+
+_WITH_GRADIENT = {
+    "cg", "bfgs", "newton-cg", "l-bfgs-b", "tnc", "slsqp", "dogleg", "trust-ncg", "trust-exact", "trust-krylov",
+    "trust-constr",
+}  # fmt: skip
+"""Methods of scipy that use gradients; None is one of them, whichever scipy takes."""
+
+
+def _gradient(fun: Any, start: np.ndarray[Any, Any], args: tuple[Any, ...], method: Any, jac: Any) -> str:
+    """How gradients come with the values of ``fun``: "none", or as in a numeric plan. Evaluates nothing."""
+    if not isinstance(fun, QuantumFunction) or jac not in GRADIENTS:
+        return "none"
+    if jac == "auto" and not (method is None or (isinstance(method, str) and method.lower() in _WITH_GRADIENT)):
+        return "none"
+    request = describe_call(fun.__name__, functools.partial(fun.__wrapped__, start.copy(), *args))
+    asked = program(request, seed=0, location=Location(fun.__name__), gradient=jac)
+    if follows(asked, start):
+        return asked.plan.gradient
+    if jac == "auto":
+        return "none"
+    raise WorkflowError(
+        f"{fun.__name__} evaluates other parameters than its first argument, so jac={jac!r} would not be the gradient "
+        "by it; give jac=None for finite differences, or pass the argument on as it is."
+    )
 
 
 def _start_point(x0: Any) -> np.ndarray[Any, Any]:
@@ -499,18 +560,31 @@ def _wrap_constraints(constraints: Any, inner: Callable[[str, Callable[..., Any]
     return constraints
 
 
-def _minimize_outside(fun: Callable[..., Any], args: tuple[Any, ...], solve: Callable[..., Any]) -> Any:
+def _minimize_outside(
+    fun: Callable[..., Any],
+    start: np.ndarray[Any, Any],
+    args: tuple[Any, ...],
+    method: Any,
+    jac: Any,
+    solve: Callable[..., Any],
+) -> Any:
     counter = itertools.count()
+    gradient = _gradient(fun, start, args, method, jac)
 
-    def objective(x: Any, *_: Any) -> float:
+    def objective(x: Any, *_: Any) -> Any:
         at = Location(f"minimize/{_name(fun)}[{next(counter)}]")
         point = np.array(x, dtype=np.float64)
         if not np.isfinite(point).all():
             raise NotFinite(f"{at}: the optimizer asked for {point.tolist()}.")
-        return scalar(fun(point.copy(), *args), at, point)
+        if gradient == "none":
+            return scalar(fun(point.copy(), *args), at, point)
+        assert isinstance(fun, QuantumFunction)
+        describe = functools.partial(fun.__wrapped__, point.copy(), *args)
+        asked, outcome = _outcome_outside(at, fun.__name__, describe, gradient)
+        return scalar(result(asked, outcome), at, point), derivatives(asked, outcome)
 
     with threadpool_limits(limits=1):
-        return solve(objective, lambda _, function: function)
+        return solve(objective, lambda _, function: function, gradient != "none")
 
 
 # -- outside of runs -------------------------------------------------------------------------------------------------
@@ -538,11 +612,17 @@ def _scope(what: str) -> Scope | None:
 
 def _evaluate_outside(name: str, describe: Callable[[], Request], call: int) -> Any:
     """Evaluate on this process' own engine; samples are seeded by 0, the function's name and the call's number."""
-    asked = program(describe_call(name, describe), seed=0, location=Location(f"{name}[{call}]"))
+    return result(*_outcome_outside(Location(f"{name}[{call}]"), name, describe))
+
+
+def _outcome_outside(
+    at: Location, name: str, describe: Callable[[], Request], gradient: str = "none"
+) -> tuple[Program, Outcome]:
+    asked = program(describe_call(name, describe), seed=0, location=at, gradient=gradient)
     outcome = driver_engine().evaluate([asked])[0]
     if not isinstance(outcome, Outcome):
         raise outcome
-    return result(asked, outcome)
+    return asked, outcome
 
 
 def _name(function: Any) -> str:

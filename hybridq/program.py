@@ -7,6 +7,7 @@ fingerprinted once and sent once to each engine process) plus rows of parameters
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -14,7 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from qiskit.primitives import BitArray
 
 __all__ = [
+    "GRADIENTS",
     "Estimate",
     "NumericPlan",
     "Outcome",
     "Program",
     "Request",
     "Template",
+    "derivatives",
     "need",
     "numeric_plan",
     "program",
@@ -251,9 +254,10 @@ class Outcome:
 # -- from request to program -------------------------------------------------------------------------------------
 
 
-def program(request: Request, *, seed: int, location: Location) -> Program:
+def program(request: Request, *, seed: int, location: Location, gradient: str = "none") -> Program:
     """Check ``request`` once and for all, and make it a program whose rows are seeded by ``seed`` and ``location``.
 
+    ``gradient`` is ``none``, or one of `GRADIENTS` for derivatives by all parameters with the values.
     Raises `WorkflowError` for anything written wrongly, before anything is spent, and `NotFinite` for parameters that
     are NaN or infinite.
     """
@@ -278,7 +282,8 @@ def program(request: Request, *, seed: int, location: Location) -> Program:
         seeds = np.zeros((len(rows), 2), dtype=np.uint64)
     else:
         seeds = np.array([seed_key(seed, location, row) for row in range(len(rows))], dtype=np.uint64).reshape(-1, 2)
-    return Program(template, rows, shots, seeds, numeric_plan(template, shots), batch_shape, observables_shape)
+    plan = numeric_plan(template, shots, gradient)
+    return Program(template, rows, shots, seeds, plan, batch_shape, observables_shape)
 
 
 def result(program: Program, outcome: Outcome) -> Estimate | BitArray:
@@ -291,17 +296,39 @@ def result(program: Program, outcome: Outcome) -> Estimate | BitArray:
 
         bits = outcome.bits.reshape(*program.batch_shape, *outcome.bits.shape[1:])
         return BitArray(bits, program.template.circuit.num_clbits or program.template.num_qubits)
+    _check_finite(program, outcome)
+    return Estimate(
+        _arrange(program, outcome.values),
+        _arrange(program, outcome.stderrs) if program.shots is not None else 0.0,
+        program.shots,
+    )
+
+
+def derivatives(program: Program, outcome: Outcome) -> Array:
+    """Derivatives by the parameters, shape (..., P): the broadcast shape of parameters and observables, then P.
+
+    Raises `NotFinite` as `result` does.
+    """
+    _check_finite(program, outcome)
+    assert outcome.gradients is not None
+    columns = [_arrange(program, outcome.gradients[:, :, p]) for p in range(program.template.num_parameters)]
+    shape = np.broadcast_shapes(program.batch_shape, program.observables_shape)
+    return np.stack(columns, axis=-1) if columns else np.zeros((*shape, 0))
+
+
+def _check_finite(program: Program, outcome: Outcome) -> None:
     if not (np.isfinite(outcome.values).all() and np.isfinite(outcome.stderrs).all()):
         row = int(np.argwhere(~(np.isfinite(outcome.values) & np.isfinite(outcome.stderrs)))[0][0])
         raise NotFinite(
             f"row {row} of the evaluation gave {outcome.values[row].tolist()} for the parameters "
             f"{program.theta[row].tolist()}; nothing was recorded. Check the circuit's gates and the observable."
         )
-    return Estimate(
-        _arrange(program, outcome.values),
-        _arrange(program, outcome.stderrs) if program.shots is not None else 0.0,
-        program.shots,
-    )
+    if outcome.gradients is not None and not np.isfinite(outcome.gradients).all():
+        row = int(np.argwhere(~np.isfinite(outcome.gradients))[0][0])
+        raise NotFinite(
+            f"row {row} of the evaluation has a gradient that is not finite, at the parameters "
+            f"{program.theta[row].tolist()}; nothing was recorded. Check the circuit's parameter expressions."
+        )
 
 
 def _arrange(program: Program, flat: Array) -> float | Array:
@@ -592,24 +619,71 @@ def _check_observable(observable: SparsePauliOp, num_qubits: int) -> None:
 # -- plan and need -----------------------------------------------------------------------------------------------
 
 
+GRADIENTS = ("auto", "adjoint", "parameter-shift")
+"""Ways to derivatives: ``adjoint`` (exact values only, needs the extra of that name), ``parameter-shift`` (any value,
+by two evaluations for each occurrence of a parameter), ``auto`` (adjoint where it can be had, else parameter shift)."""
+
+
 @functools.cache
-def _versions() -> tuple[tuple[str, str], ...]:
+def _versions(engine: str) -> tuple[tuple[str, str], ...]:
     """What is installed, read without importing it."""
-    return tuple((name, version(name)) for name in ("numpy", "qiskit", "qiskit-aer"))
+    library = "qiskit-aer" if engine == "aer" else "pennylane-lightning"
+    return tuple((name, version(name)) for name in ("numpy", "qiskit", library))
 
 
-def numeric_plan(template: Template, shots: int | None) -> NumericPlan:
-    """How a program's numbers come about: a pure function of the program and the installed versions."""
+@functools.cache
+def _adjoint_installed() -> bool:
+    try:
+        version("pennylane-lightning")
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def numeric_plan(template: Template, shots: int | None, gradient: str = "none") -> NumericPlan:
+    """How a program's numbers come about: a pure function of the program and the installed versions.
+
+    Raises `WorkflowError` for a ``gradient`` that the program cannot have.
+    """
+    if gradient == "none":
+        return _plan_of_values(template, shots)
+    if gradient not in GRADIENTS:
+        raise WorkflowError(f"{gradient!r} is not a way to gradients; give one of {', '.join(GRADIENTS)}.")
+    if not template.observables:
+        raise WorkflowError("samples have no gradient; describe an expectation value with hq.expval.")
+    if gradient == "adjoint" and shots is not None:
+        raise WorkflowError(
+            "the adjoint gradient is of exact values, and shots were asked for; use jac='parameter-shift', or leave "
+            "the shots out."
+        )
+    if gradient == "adjoint" and not _adjoint_installed():
+        raise WorkflowError(
+            "the adjoint gradient needs pennylane-lightning, which is not installed; run "
+            "pip install 'hybridq-scheduler[adjoint]', or use jac='parameter-shift'."
+        )
+    if shots is None and _adjoint_installed() and gradient != "parameter-shift":
+        reason = "exact value with gradient: both in one adjoint pass"
+        return NumericPlan("adjoint", "statevector", "exact", "none", 1, _versions("adjoint"), reason, "adjoint")
+    plan = _plan_of_values(template, shots)
+    why = (
+        "asked for by name" if gradient != "auto" else "of sampled values" if shots else "the adjoint engine is missing"
+    )
+    return dataclasses.replace(plan, gradient="parameter-shift", reason=f"{plan.reason}; parameter shift: {why}")
+
+
+def _plan_of_values(template: Template, shots: int | None) -> NumericPlan:
     if template.sampled_in_place:
         return NumericPlan(
-            "aer", "statevector", "trajectories", "none", 1, _versions(),
+            "aer", "statevector", "trajectories", "none", 1, _versions("aer"),
             "the circuit measures, resets or branches before its end: whole executions, one seed a row",
         )  # fmt: skip
     if shots is None:
-        return NumericPlan("aer", "statevector", "exact", "none", 1, _versions(), "no shots asked for: exact value")
+        return NumericPlan(
+            "aer", "statevector", "exact", "none", 1, _versions("aer"), "no shots asked for: exact value"
+        )
     grouping = "qubit-wise" if template.observables else "none"
     return NumericPlan(
-        "aer", "statevector", "probabilities", grouping, 1, _versions(),
+        "aer", "statevector", "probabilities", grouping, 1, _versions("aer"),
         "noiseless: samples drawn from exact probabilities, one generator a row",
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ from hybridq.dispatch import Dispatcher, Evaluated, ProgramAsk, StepAsk
 from hybridq.errors import Diverged, HybridqError, JournalError, NotFinite, Unhashable, WorkflowError
 from hybridq.journal import Journal, pack_array, unpack_array
 from hybridq.location import Location
-from hybridq.program import Estimate, Program, Request, program, result
+from hybridq.program import Estimate, NumericPlan, Program, Request, derivatives, program, result
 from hybridq.progress import Progress
 from hybridq.resources import Need
 from hybridq.scope import Describing, Scope, current
@@ -39,7 +39,7 @@ from hybridq.source import Source, source_of
 from hybridq.steps import Raised, StepReply, capture, pack_call, rebuild
 from hybridq.values import Encoded, decode, digest, encode, same_value
 
-__all__ = ["Counts", "LoopCall", "Pending", "Run", "StepCall", "describe_call", "scalar"]
+__all__ = ["Counts", "LoopCall", "Pending", "Run", "StepCall", "describe_call", "follows", "scalar"]
 
 _TOLERANCE = 1e-9
 _ENVIRONMENT = ("hybridq-scheduler", "numpy", "scipy", "qiskit", "qiskit-aer", "pyscf", "dask", "distributed")
@@ -85,8 +85,11 @@ class LoopCall:
     args: tuple[Any, ...]
     has_bodies: bool
     """Whether code of the researcher's runs in the driver meanwhile: a plain objective, a callback, a constraint."""
-    solve: Callable[[Callable[..., float], Callable[..., Any]], Any]
-    """Called with the objective and with a wrapper for the researcher's other callables (jac, constraints)."""
+    gradient: Callable[[], str]
+    """How gradients come with the objective's values: a numeric plan's ``gradient``; asked once, then recorded."""
+    solve: Callable[[Callable[..., Any], Callable[..., Any], bool], Any]
+    """Called with the objective, with a wrapper for the researcher's other callables (jac, constraints), and with
+    whether the objective returns (value, gradient)."""
 
 
 class Pending:
@@ -166,7 +169,7 @@ def _index(entries: Sequence[tuple[int, records.Record]]) -> _Recorded:
             case records.Code():
                 found.known.add(record.code)
             case records.Circuit():
-                found.known.add(f"{record.program}/{record.sampled}")
+                found.known.add(f"{record.program}/{json.dumps(record.plan)}")
             case records.Step() | records.Evaluation() | records.Event():
                 found.answers.setdefault(record.at, record)
                 for above in _above(record.at):
@@ -431,9 +434,13 @@ class Run:
 
     # -- quantum evaluations -----------------------------------------------------------------------------------------
 
-    def evaluate(self, scope: Scope, location: Location, name: str, describe: Callable[[], Request]) -> Any:
-        """A quantum evaluation, waited for: answered from the record, or run wherever it is placed."""
-        pending, ask = self._evaluation(location, name, describe)
+    def evaluate(self, scope: Scope, location: Location, name: str, describe: Callable[[], Request],
+                 gradient: str = "none") -> Any:  # fmt: skip
+        """A quantum evaluation, waited for: answered from the record, or run wherever it is placed.
+
+        With a ``gradient`` the answer is the derivatives instead of the value.
+        """
+        pending, ask = self._evaluation(location, name, describe, gradient)
         if ask is not None:
             self.dispatcher.evaluate(ask, alone=self._awake == 1)
         return pending.take(scope)
@@ -445,9 +452,9 @@ class Run:
             self.dispatcher.submit(ask)
         return pending
 
-    def _evaluation(self, location: Location, name: str, describe: Callable[[], Request]
+    def _evaluation(self, location: Location, name: str, describe: Callable[[], Request], gradient: str = "none"
                     ) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
-        asked = program(describe_call(name, describe), seed=self.seed, location=location)
+        asked = program(describe_call(name, describe), seed=self.seed, location=location, gradient=gradient)
         theta = encode(asked.theta.reshape(*asked.batch_shape, -1))
         failures: list[str] = []
         future = self._answer(location, failures)
@@ -468,7 +475,7 @@ class Run:
         stored = self._journal.store(theta)
 
         def finish(answer: Evaluated) -> Any:
-            output = encode(result(asked, answer.outcome))
+            output = encode((result if gradient == "none" else derivatives)(asked, answer.outcome))
             self._count("evaluations_executed")
             self._journal.append(records.Evaluation(
                 str(location), asked.template.digest, stored, asked.shots, self._journal.store(output), answer.started,
@@ -507,8 +514,9 @@ class Run:
             self._expect(self._recorded.answers.get(str(location)), records.Loop, location)
             self._record_code(call.name, call.source)
             header = records.Loop(
-                str(location), call.name, call.source.digest, hashed, self._journal.store(arguments), call.method
-            )
+                str(location), call.name, call.source.digest, hashed, self._journal.store(arguments), call.method,
+                call.gradient(),
+            )  # fmt: skip
             entry = _LoopRecord(self._journal.append(header), header)
         else:
             self._check_loop(location, entry.header, call, hashed, arguments)
@@ -523,7 +531,8 @@ class Run:
         self._progress.started(group)
         try:
             counter = Scope(self, location)
-            found = call.solve(_Objective(self, counter, call, entry, group), _Inner(self, scope, counter))
+            objective = _Objective(self, counter, call, entry, group)
+            found = call.solve(objective, _Inner(self, scope, counter), entry.header.gradient != "none")
         except (WorkflowError, JournalError):
             raise  # a replay meets it again by itself
         except Exception as raised:
@@ -584,7 +593,8 @@ class Run:
 
     def _record_circuit(self, asked: Program) -> None:
         template = asked.template
-        key = f"{template.digest}/{asked.shots is not None}"
+        plan = _plan_document(asked.plan)
+        key = f"{template.digest}/{json.dumps(plan)}"
         with self._lock:
             if key in self._recorded.known:
                 return
@@ -592,8 +602,7 @@ class Run:
         circuit = self._journal.store(encode(template.circuit))
         observables = self._journal.store(encode(list(template.observables)))
         self._journal.append(records.Circuit(
-            template.digest, asked.shots is not None, circuit, observables, encode(asked.plan).document,
-            template.num_qubits, template.num_gates, template.num_paulis,
+            template.digest, circuit, observables, plan, template.num_qubits, template.num_gates, template.num_paulis
         ))  # fmt: skip
 
     def _record_failure(self, location: Location, raised: Raised, started: float, seconds: float, where: str,
@@ -688,20 +697,21 @@ class _Objective:
     def __init__(self, run: Run, counter: Scope, call: LoopCall, entry: _LoopRecord, group: str) -> None:
         self._run, self._counter, self._call, self._group = run, counter, call, group
         self._line, self._rows = entry.line, entry.rows
+        self._gradient = entry.header.gradient
         self._i = 0
         self._outer = current.get()
 
-    def __call__(self, x: Any, *_: Any) -> float:
+    def __call__(self, x: Any, *_: Any) -> Any:
         i, self._i = self._i, self._i + 1
         point = np.array(x, dtype=np.float64)
         if not np.isfinite(point).all():
             raise NotFinite(f"{self._counter.location}: the optimizer asked for evaluation {i} at {point.tolist()}.")
         at = self._counter.next(self._call.name)
-        value = self._recorded(i, point, at) if i < len(self._rows) else self._live(i, point, at)
-        self._run._progress.evaluated(self._group, value)
-        return value
+        row = self._recorded(i, point, at) if i < len(self._rows) else self._live(i, point, at)
+        self._run._progress.evaluated(self._group, row.value)
+        return row.value if row.g is None else (row.value, unpack_array(row.g))
 
-    def _recorded(self, i: int, point: np.ndarray[Any, Any], at: Location) -> float:
+    def _recorded(self, i: int, point: np.ndarray[Any, Any], at: Location) -> records.Row:
         run, row = self._run, self._rows[i]
         x = unpack_array(row.x)
         same = x.tobytes() == point.tobytes()
@@ -709,26 +719,33 @@ class _Objective:
             raise run._diverged(at, "the optimizer's points", x.tolist(), point.tolist())
         if self._call.describe is not None:
             run._count("evaluations_replayed")
-            return row.value
+            return row
         again = scalar(self._body(point, at), at, point)
         if again != row.value and not (run._tolerant and math.isclose(again, row.value, abs_tol=_TOLERANCE)):
             raise run._diverged(at, "the objective's values", row.value, again)
-        return row.value
+        return row
 
     def _body(self, point: np.ndarray[Any, Any], at: Location) -> Any:
         """Call a plain objective in a scope of its own; the optimizer's own arrays are out of its reach."""
         assert isinstance(self._outer, Scope)
         return self._run.enter(self._outer, at, self._call.function, (point.copy(), *self._call.args), {})
 
-    def _live(self, i: int, point: np.ndarray[Any, Any], at: Location) -> float:
+    def _live(self, i: int, point: np.ndarray[Any, Any], at: Location) -> records.Row:
         run, call = self._run, self._call
         begun = time.perf_counter()
+        gradient = None
         if call.describe is None:
             estimate = self._body(point, at)
             where = ""  # its evaluations have records of their own
         else:
             describe = functools.partial(call.describe, point.copy(), *call.args)
-            asked = program(describe_call(call.name, describe), seed=run.seed, location=at)
+            request = describe_call(call.name, describe)
+            asked = program(request, seed=run.seed, location=at, gradient=self._gradient)
+            if self._gradient != "none" and not follows(asked, point):
+                raise WorkflowError(
+                    f"{at} evaluates other parameters than the optimizer's point, so its gradient is not by the "
+                    "point; give jac=None for finite differences, or pass the point on as it is."
+                )
             run._record_circuit(asked)
             answered: list[Evaluated] = []
 
@@ -741,13 +758,16 @@ class _Objective:
             run.dispatcher.evaluate(ask, alone=run._awake == 1)
             estimate = ask.future.result()
             where = answered[0].where
+            found = answered[0].outcome.gradients
+            gradient = None if found is None else pack_array(found[0, 0])
         value = scalar(estimate, at, point)
         measured = isinstance(estimate, Estimate)
-        run._journal.append(records.Row(
-            self._line, i, pack_array(point), value, float(estimate.stderr) if measured else 0.0,
+        row = records.Row(
+            self._line, i, pack_array(point), value, gradient, float(estimate.stderr) if measured else 0.0,
             estimate.shots if measured else None, time.perf_counter() - begun, where,
-        ))  # fmt: skip
-        return value
+        )  # fmt: skip
+        run._journal.append(row)
+        return row
 
 
 class _Inner:
@@ -762,6 +782,18 @@ class _Inner:
             return self._run.enter(self._scope, self._counter.next(name), function, args, kwargs)
 
         return inner
+
+
+def follows(asked: Program, point: np.ndarray[Any, Any]) -> bool:
+    """Whether a program's parameters are the optimizer's point itself, of one value, so that gradients are by it."""
+    return (
+        asked.theta.tobytes() == point.tobytes() and asked.batch_shape == () and asked.observables_shape == ()
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_document(plan: NumericPlan) -> Any:
+    return encode(plan).document
 
 
 def describe_call(name: str, describe: Callable[[], Request]) -> Request:
