@@ -151,7 +151,7 @@ def test_long_circuits_do_not_silence_heartbeats(client: Client, store: Path) ->
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        hq.run(slow, 20, 10, name="slow", store=store, cluster=client)
+        hq.run(slow, 20, 16, name="slow", store=store, cluster=client)
     finally:
         done.set()
         watcher.join()

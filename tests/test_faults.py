@@ -128,6 +128,7 @@ def engines_of(run: Marked) -> list[psutil.Process]:
     return [p for p in map(psutil.Process, run.alive()) if "hybridq.engines" in " ".join(p.cmdline())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["engine", "worker"])
 def test_a_process_killed_under_a_circuit(victim: str, tmp_path: Path) -> None:
     run = Marked(STUDIES / "circuits.py", "cluster", tmp_path, "18", "30")

@@ -8,9 +8,11 @@ which gives the value and the state to start back from, and one pass back for al
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ Array = NDArray[Any]
 _CACHE_BYTES = 2**27  # of prepared templates
 _KEPT_STATE = 2**20  # bytes of a state that stays allocated between programs
 _BYTES_PER_GATE = 1024
+_WIDE = 1  # qubits from which on a pass back over layers is faster than one over angles
 _BUILT = 2**16  # entries of a matrix that are made at a time
 
 
@@ -115,31 +118,29 @@ class _Gate:
     slot: int | None = None
 
 
-class _Space:
-    """A state in lightning's memory, and room for two more in ours."""
+class _Forward:
+    """A state, and the calls that take it from zero to the end of the circuit."""
 
     def __init__(self, num_qubits: int, gates: Sequence[_Gate], angles: Sequence[list[float]]) -> None:
-        self._state = _core().StateVectorC128(num_qubits)
-        self._calls = [self._call(gate, angle) for gate, angle in zip(gates, angles, strict=True)]
+        self.state = _core().StateVectorC128(num_qubits)
+        self._calls = [_call(self.state, gate, angle) for gate, angle in zip(gates, angles, strict=True)]
         self.ket = np.empty(2**num_qubits, dtype=np.complex128)
 
-    def _call(self, gate: _Gate, angle: list[float]) -> tuple[Any, tuple[Any, ...]]:
-        if gate.matrix is not None:
-            return self._state.applyMatrix, (gate.matrix, gate.wires, gate.inverse)
-        return getattr(self._state, gate.name), (gate.wires, gate.inverse, angle)
-
     def run(self) -> Array:
-        """Apply the gates with the angles of now to the zero state; the amplitudes, in a buffer that is reused."""
-        self._state.resetStateVector()
+        """The amplitudes with the angles of now, in a buffer that is used again."""
+        self.state.resetStateVector()
         for method, arguments in self._calls:
             method(*arguments)
-        self._state.getState(self.ket)
+        self.state.getState(self.ket)
         return self.ket
 
-    def derivatives(self, operations: Any, bra: Array, trainable: list[int]) -> Array:
-        """2 Re <bra| d ket> by each trainable angle."""
-        products: Array = _core().algorithms.VectorJacobianProductC128()(self._state, operations, bra, trainable)
-        return 2 * products.real
+
+def _call(state: Any, gate: _Gate, angle: list[float], *, shift: int = 0, back: bool = False) -> tuple[Any, Any]:
+    """The method of ``state`` that applies a gate, or its inverse, and the arguments, wires shifted by ``shift``."""
+    wires, inverse = [wire + shift for wire in gate.wires], gate.inverse != back
+    if gate.matrix is not None:
+        return state.applyMatrix, (gate.matrix, wires, inverse)
+    return getattr(state, gate.name), (wires, inverse, angle)
 
 
 class _Prepared:
@@ -150,19 +151,10 @@ class _Prepared:
         self._qubits = template.num_qubits
         self._binder = Binder(lowered.expressions, template.circuit.parameters)
         numbers = {slot: number for number, slot in enumerate(lowered.slots)}
-        gates = [gate for instruction in lowered.circuit.data for gate in _gates(instruction, lowered.circuit, numbers)]
-        self._gates = gates
-        self._angles = [list(gate.angle) for gate in gates]
-        self._open = [angle for gate, angle in zip(gates, self._angles, strict=True) if gate.slot is not None]
-        self._slots = np.array([gate.slot for gate in gates if gate.slot is not None], dtype=np.intp)
-        with_angle = [gate for gate in gates if gate.angle]
-        self._trainable = [i for i, gate in enumerate(with_angle) if gate.slot is not None]
-        nothing = np.zeros((0, 0), dtype=np.complex128)
-        self._names = [gate.name for gate in gates]
-        self._wires = [gate.wires for gate in gates]
-        self._inverses = [gate.inverse for gate in gates]
-        self._matrices = [nothing if gate.matrix is None else gate.matrix for gate in gates]
-        self._controls: list[list[int]] = [[] for _ in gates]
+        self._gates = [g for i in lowered.circuit.data for g in _gates(i, lowered.circuit, numbers)]
+        self._angles = [list(gate.angle) for gate in self._gates]
+        self._open = [angle for gate, angle in zip(self._gates, self._angles, strict=True) if gate.slot is not None]
+        self._slots = np.array([gate.slot for gate in self._gates if gate.slot is not None], dtype=np.intp)
         limit = OPERATOR_ENTRIES // max(1, len(template.observables))
         self._constants: list[float] = []
         self._operators: list[_Operator | None] = []
@@ -170,42 +162,41 @@ class _Prepared:
             constant, rest = without_identity(observable)
             self._constants.append(constant)
             self._operators.append(None if rest is None else _Operator(rest, limit))
+        self._kept: tuple[_Forward, _Back] | None = None
         kept = 16 << self._qubits <= _KEPT_STATE
-        self._space = _Space(self._qubits, gates, self._angles) if kept else None
+        if kept:
+            self._kept = self._passes()
         self.nbytes = (
-            _BYTES_PER_GATE * (len(gates) + 1)
-            + sum(matrix.nbytes for matrix in self._matrices)
+            _BYTES_PER_GATE * (len(self._gates) + 1)
+            + sum(2 * gate.matrix.nbytes for gate in self._gates if gate.matrix is not None)
             + sum(operator.nbytes for operator in self._operators if operator is not None)
-            + (48 << self._qubits if kept else 0)
+            + (128 << self._qubits if kept else 0)
         )
+
+    def _passes(self) -> tuple[_Forward, _Back]:
+        back = _Signs if self._qubits >= _WIDE else _Products
+        return _Forward(self._qubits, self._gates, self._angles), back(self._qubits, self._gates, self._angles)
 
     def evaluate(self, theta: Array, values: Array, gradients: Array | None) -> None:
         """Write values, shape (rows, observables), and gradients, shape (rows, observables, parameters), if wanted."""
         values[...] = self._constants
         if not any(self._operators):
             return
-        space = self._space or _Space(self._qubits, self._gates, self._angles)
+        forward, back = self._kept or self._passes()
         for row, slots in enumerate(self._binder.bind(theta)):
             for angle, value in zip(self._open, slots[self._slots].tolist(), strict=True):
                 angle[0] = value
-            ket = space.run()
+            ket = forward.run()
             slopes = np.zeros((len(self._operators), len(slots)))
-            operations = self._operations() if gradients is not None and self._trainable else None
             for column, operator in enumerate(self._operators):
                 if operator is None:
                     continue
                 bra = operator @ ket
                 values[row, column] += _overlap(bra, ket)
-                if operations is not None:
-                    np.add.at(slopes[column], self._slots, space.derivatives(operations, bra, self._trainable))
+                if gradients is not None and self._open:
+                    np.add.at(slopes[column], self._slots, back.slopes(forward, bra))
             if gradients is not None:
                 gradients[row] = self._binder.chain(theta[row], slopes)
-
-    def _operations(self) -> Any:
-        """The gates with the angles of now, as the pass back takes them."""
-        return _core().algorithms.create_ops_listC128(
-            self._names, self._angles, self._wires, self._inverses, self._matrices, self._controls, self._controls
-        )
 
 
 def _gates(instruction: Any, circuit: Any, slots: dict[Any, int]) -> list[_Gate]:
@@ -235,6 +226,203 @@ def _overlap(bra: Array, ket: Array) -> float:
     return float(np.einsum("i,i->", bra.view(np.float64), ket.view(np.float64)))
 
 
+# -- the pass back -----------------------------------------------------------------------------------------------
+
+
+class _Back(Protocol):
+    def slopes(self, forward: _Forward, bra: Array) -> Array:
+        """2 Re <bra| d ket> by each angle that has a slot, in the order of the gates, at the angles of now."""
+
+
+class _Products:
+    """By lightning's own pass, an inner product for each angle: the least calls, so the fastest for few qubits."""
+
+    def __init__(self, num_qubits: int, gates: Sequence[_Gate], angles: Sequence[list[float]]) -> None:
+        nothing = np.zeros((0, 0), dtype=np.complex128)
+        matrices = [nothing if gate.matrix is None else gate.matrix for gate in gates]
+        names, wires, inverses = (
+            zip(*((g.name, g.wires, g.inverse) for g in gates), strict=True) if gates else ((),) * 3
+        )
+        controls: list[list[int]] = [[]] * len(gates)
+        self._arguments = (names, angles, wires, inverses, matrices, controls, controls)
+        with_angle = [gate for gate in gates if gate.angle]
+        self._trainable = [i for i, gate in enumerate(with_angle) if gate.slot is not None]
+        self._algorithms = _core().algorithms
+
+    def slopes(self, forward: _Forward, bra: Array) -> Array:
+        operations = self._algorithms.create_ops_listC128(*self._arguments)
+        products = self._algorithms.VectorJacobianProductC128()(forward.state, operations, bra, self._trainable)
+        slopes: Array = 2 * products.real
+        return slopes
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rotations about words of Zs, none of which has to wait for another."""
+
+    numbers: Array
+    """Which of the angles with slots, shape (rotations,)."""
+    low: Array
+    """Signs of the different words on the lower half of the qubits, shape (states of these, words)."""
+    columns: Array
+    """Which of these words each rotation has."""
+    high: Array
+    """Signs on the other qubits, shape (rotations, states of these)."""
+
+    def sums(self, weights: Array) -> Array:
+        """The sums of ``weights``, shape (2^n,), with each rotation's signs, shape (rotations,)."""
+        halves = weights.reshape(-1, len(self.low)) @ self.low
+        sums: Array = (self.high * halves[:, self.columns].T).sum(axis=1)
+        return sums
+
+
+class _Signs:
+    """Ket and bra walked back as one state of a qubit more, rotations about words of Zs read off together.
+
+    The derivative by the angle of exp(-i angle/2 P) is Im <bra|P|ket>. Between changes of basis every P is a word of
+    Zs, so all that stand side by side are sums with signs over one vector, Im(bra* ket): an inner product for each
+    angle becomes one vector for each layer.
+    """
+
+    def __init__(self, num_qubits: int, gates: Sequence[_Gate], angles: Sequence[list[float]]) -> None:
+        self._state = _core().StateVectorC128(num_qubits + 1)
+        self._stack = np.empty((2, 2**num_qubits), dtype=np.complex128)
+        self._weights, self._scratch = np.empty((2, 2**num_qubits))
+        numbers = itertools.count(sum(gate.slot is not None for gate in gates) - 1, -1)
+        steps = [
+            step
+            for gate, angle in zip(reversed(gates), reversed(angles), strict=True)
+            for step in _steps(gate, angle, numbers)
+        ]
+        self._count = sum(gate.slot is not None for gate in gates)
+        known: dict[tuple[int, ...], tuple[Array, Array, Array]] = {}
+        self._segments: list[tuple[list[tuple[Any, Any]], _Group]] = []
+        for before, together in _scheduled(steps):
+            calls = [_call(self._state, step.gate, step.angle, shift=1, back=True) for step in before]
+            words = tuple(sum(1 << num_qubits - 1 - wire for wire in step.gate.wires) for step in together)
+            if words not in known:
+                known[words] = _signs(words, num_qubits)
+            group = _Group(np.array([step.number for step in together]), *known[words])
+            self._segments.append((calls, group))
+
+    def slopes(self, forward: _Forward, bra: Array) -> Array:
+        slopes = np.empty(self._count)
+        self._stack[0], self._stack[1] = forward.ket, bra
+        self._state.updateData(self._stack.reshape(-1))
+        ket, bra = self._stack
+        for calls, group in self._segments:
+            for method, arguments in calls:
+                method(*arguments)
+            self._state.getState(self._stack.reshape(-1))
+            np.multiply(bra.real, ket.imag, out=self._weights)
+            np.multiply(bra.imag, ket.real, out=self._scratch)
+            self._weights -= self._scratch
+            slopes[group.numbers] = group.sums(self._weights)
+        return slopes
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A gate of the pass back, undone there; with the number of its slot, one whose derivative is read off before."""
+
+    gate: _Gate
+    angle: list[float]
+    number: int | None = None
+
+
+# The rotation about a word of Zs, and the gate that takes each qubit from its basis to that of Z when it is undone.
+_BASES: dict[str, tuple[str, _Gate | None]] = {
+    "RX": ("RZ", _Gate("Hadamard", [])), "RY": ("RZ", _Gate("RX", [], True, angle=(np.pi / 2,))), "RZ": ("RZ", None),
+    "IsingXX": ("IsingZZ", _Gate("Hadamard", [])), "IsingZZ": ("IsingZZ", None),
+    "IsingYY": ("IsingZZ", _Gate("RX", [], True, angle=(np.pi / 2,))),
+}  # fmt: skip
+
+
+def _steps(gate: _Gate, angle: list[float], numbers: Iterator[int]) -> list[_Step]:
+    """A gate as steps of the pass back, in their order."""
+    if gate.slot is None:
+        return [_Step(gate, angle)]
+    name, basis = _BASES[gate.name]
+    rotation = _Step(replace(gate, name=name), angle, next(numbers))
+    if basis is None:
+        return [rotation]
+    there = [_Step(replace(basis, wires=[wire]), list(basis.angle)) for wire in gate.wires]
+    back = [_Step(replace(basis, wires=[wire], inverse=not basis.inverse), list(basis.angle)) for wire in gate.wires]
+    return [*there, rotation, *back]
+
+
+def _scheduled(steps: Sequence[_Step]) -> Iterator[tuple[list[_Step], list[_Step]]]:
+    """Steps to take and then rotations to read off together, over and over; a rotation is undone after its reading.
+
+    A step waits for those before it that share a wire, but rotations, all diagonal, do not wait for each other.
+    """
+    waiting = [0] * len(steps)
+    followers: list[list[int]] = [[] for _ in steps]
+    walls: dict[int, int] = {}
+    runs: dict[int, list[int]] = {}
+    for index, step in enumerate(steps):
+        before: set[int] = set()
+        for wire in step.gate.wires:
+            run = runs.setdefault(wire, [])
+            if run and step.number is None:
+                before.update(run)
+            elif wire in walls:
+                before.add(walls[wire])
+            if step.number is None:
+                walls[wire] = index
+                runs[wire] = []
+            else:
+                run.append(index)
+        waiting[index] = len(before)
+        for earlier in before:
+            followers[earlier].append(index)
+    ready = [index for index, count in enumerate(waiting) if count == 0]
+    heapq.heapify(ready)
+    taken: list[_Step] = []
+    readable: list[int] = []
+
+    def finish(index: int) -> None:
+        for follower in followers[index]:
+            waiting[follower] -= 1
+            if waiting[follower] == 0:
+                heapq.heappush(ready, follower)
+
+    while ready or readable:
+        while ready:
+            index = heapq.heappop(ready)
+            if steps[index].number is None:
+                taken.append(steps[index])
+                finish(index)
+            else:
+                readable.append(index)
+        if not readable:
+            return  # whatever is left to undo comes before every derivative
+        together = [steps[index] for index in readable]
+        yield taken, together
+        taken = list(together)
+        for index in readable:
+            finish(index)
+        readable = []
+
+
+def _signs(words: Sequence[int], num_qubits: int) -> tuple[Array, Array, Array]:
+    """``low``, ``columns`` and ``high`` of a `_Group` of ``words``, masks of the qubits that have a Z."""
+    low_qubits = num_qubits // 2
+    masks = np.array(words, dtype=np.int64)
+    low, columns = np.unique(masks & ((1 << low_qubits) - 1), return_inverse=True)
+    return (
+        _parity_signs(np.arange(1 << low_qubits)[:, None] & low),
+        columns,
+        _parity_signs(np.arange(1 << num_qubits - low_qubits) & (masks >> low_qubits)[:, None]),
+    )
+
+
+def _parity_signs(bits: Array) -> Array:
+    """1.0 where an even number of bits is set, -1.0 where an odd one is."""
+    signs: Array = 1.0 - 2.0 * (np.bitwise_count(bits) & 1)
+    return signs
+
+
 # -- observables -------------------------------------------------------------------------------------------------
 
 
@@ -259,8 +447,7 @@ class _Operator:
         for number, (flip, sign) in enumerate(keys.T.tolist()):
             own = members.reshape(-1) == number
             matrix = _matrix(flips[own] & mask, signs[own] & mask, coefficients[own], 1 << low)
-            parities = np.bitwise_count((high ^ flip) & sign) & 1
-            self._parts.append((flip, 1.0 - 2.0 * parities, matrix))
+            self._parts.append((flip, _parity_signs((high ^ flip) & sign), matrix))
         self.nbytes = sum(20 * matrix.nnz + 4 * matrix.shape[0] + signs.nbytes for _, signs, matrix in self._parts)
 
     def __matmul__(self, state: Array) -> Array:
@@ -309,7 +496,7 @@ def _rows(
     """Of some rows of `_matrix`: how many entries each has, their columns, and the entries."""
     entries = np.zeros((len(masks), len(rows)), dtype=np.complex128)
     for flip, sign, coefficient, member in zip(flips, signs, coefficients, members, strict=True):
-        entries[member] += coefficient * (1.0 - 2.0 * (np.bitwise_count((rows ^ flip) & sign) & 1))
+        entries[member] += coefficient * _parity_signs((rows ^ flip) & sign)
     columns = rows[:, None] ^ masks
     order = np.argsort(columns, axis=1)
     columns = np.take_along_axis(columns, order, axis=1)

@@ -18,7 +18,7 @@ from qiskit.quantum_info import Operator, SparsePauliOp
 from hybridq.engines import aer, guard
 from hybridq.engines.aer import AerEngine
 from hybridq.errors import EngineFailed, TooLarge
-from hybridq.program import need
+from hybridq.program import Outcome, need
 
 
 @SETTINGS
@@ -30,6 +30,7 @@ def test_values_agree_with_dense_matrices(engine, make, twin, data):
     theta = np.random.default_rng(rows).uniform(-3, 3, (rows, circuit.num_parameters))
     program = make(circuit, [members], theta[:, None])
     (outcome,) = engine.evaluate([program])
+    assert isinstance(outcome, Outcome), outcome
     np.testing.assert_allclose(outcome.values, twin(circuit, members, theta), atol=1e-10)
     assert not outcome.stderrs.any()
     assert outcome.bits is None
