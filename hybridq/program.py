@@ -719,16 +719,17 @@ def need(program: Program) -> Need:
 def _adjoint_need(program: Program) -> Need:
     """`need` of a program for the adjoint engine.
 
-    Four states (the library's, its amplitudes, the observable on them, a part of that), with a gradient three more (the
-    library's copies on its way back); 64 bytes an entry of the observable's matrices while they are made; 2 KiB a gate;
-    32 MiB. Seconds: a pass over the state for each gate and Pauli, with a gradient ten for each gate.
+    Four states (the library's, its amplitudes, the observable on them, a part of that), with a gradient five more (both
+    as one state of a qubit more, its amplitudes, weights); 64 bytes an entry of the observable's matrices while they
+    are made; 4 KiB a gate; 32 MiB. Seconds: a pass over the state for each gate and Pauli, with a gradient five for
+    each gate.
     """
     template = program.template
     amplitudes = 2**template.num_qubits
     with_gradient = program.plan.gradient != "none"
     entries = min(template.num_paulis * amplitudes, OPERATOR_ENTRIES)
-    memory = 16 * amplitudes * (7 if with_gradient else 4) + 64 * entries + 2048 * template.num_gates + 2**25
+    memory = 16 * amplitudes * (9 if with_gradient else 4) + 64 * entries + 4096 * template.num_gates + 2**25
     memory += 64 * program.theta.size * (1 + len(template.observables) * with_gradient)
-    passes = template.num_gates * (10 if with_gradient else 1) + template.num_paulis
+    passes = template.num_gates * (5 if with_gradient else 1) + template.num_paulis
     seconds = program.rows * (1e-4 + 1e-9 * float(min(amplitudes, 2**200)) * passes)
     return Need(memory, seconds, program.plan.threads, template.num_qubits, 0)

@@ -2,22 +2,24 @@
 
 Everything that does not depend on the parameters is made once for a template: the list of gates, the state they act
 on, and the observable as sparse matrices. A row then costs one pass of the gates, one product with the observable,
-which gives the value and the state to start back from, and one pass back for all derivatives.
+which gives the value and the state to start back from, and one pass back for all derivatives (Jones and Gacon,
+arXiv:2009.02823).
 """
 
 from __future__ import annotations
 
 import functools
 import heapq
-import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.quantum_info import SparsePauliOp
 from scipy.sparse import csr_array
+from threadpoolctl import ThreadpoolController
 
 from hybridq.engines.guard import Numbers, Prepared, evaluate_each, mark_peak
 from hybridq.engines.lowering import AS_ROTATIONS, ROTATIONS, Basis, Binder, lower, unbound, without_identity
@@ -30,8 +32,9 @@ Array = NDArray[Any]
 
 _CACHE_BYTES = 2**27  # of prepared templates
 _KEPT_STATE = 2**20  # bytes of a state that stays allocated between programs
-_BYTES_PER_GATE = 1024
-_WIDE = 1  # qubits from which on a pass back over layers is faster than one over angles
+_BYTES_PER_GATE = 2048  # measured 1.7 KiB for a gate with a parameter
+_NARROW = 9  # qubits up to which sums with signs are one product with a matrix
+_FUSED = 14  # qubits from which on a pass over the state costs more than making the product of two matrices
 _BUILT = 2**16  # entries of a matrix that are made at a time
 
 
@@ -46,6 +49,7 @@ class AdjointEngine:
         self.max_bytes = max_bytes
         _core()
         self._prepared: Prepared[_Prepared] = Prepared(_CACHE_BYTES)
+        self._threads = ThreadpoolController()
         mark_peak()
 
     def evaluate(self, programs: Sequence[Program], max_bytes: int | None = None) -> list[Outcome | HybridqError]:
@@ -56,7 +60,14 @@ class AdjointEngine:
         words.
         """
         allowed = self.max_bytes if max_bytes is None else min(max_bytes, self.max_bytes)
-        return evaluate_each("The adjoint engine", programs, allowed, self._compute)
+        with self._one_thread():
+            return evaluate_each("The adjoint engine", programs, allowed, self._compute)
+
+    def _one_thread(self) -> Any:
+        """One thread for all numerical libraries, because more may change bits; cheap where that is so already."""
+        if all(library.get_num_threads() == 1 for library in self._threads.lib_controllers):
+            return nullcontext()
+        return self._threads.limit(limits=1)
 
     def _compute(self, program: Program) -> Numbers:
         template, plan = program.template, program.plan
@@ -118,29 +129,109 @@ class _Gate:
     slot: int | None = None
 
 
+Item = tuple[_Gate, list[float]]
+"""A gate with its angle of now, in a list that is written to; an empty list for none."""
+
+
+class _Calls:
+    """Gates on a state of lightning's, or their inverses; for many qubits, those that share one qubit as one."""
+
+    def __init__(
+        self, state: Any, num_qubits: int, items: Sequence[Item], *, shift: int = 0, back: bool = False
+    ) -> None:
+        moved = [
+            (replace(gate, wires=[wire + shift for wire in gate.wires], inverse=gate.inverse != back), angle)
+            for gate, angle in items
+        ]
+        runs = list(_runs(moved)) if num_qubits >= _FUSED else [[item] for item in moved]
+        self._products = _Products([run for run in runs if len(run) > 1])
+        matrices = iter(self._products.matrices)
+        self._calls = [_call(state, *run[0]) if len(run) == 1 else
+                       (state.applyMatrix, (next(matrices), run[0][0].wires, False)) for run in runs]  # fmt: skip
+
+    def run(self) -> None:
+        """Apply them with the angles of now."""
+        self._products.update()
+        for method, arguments in self._calls:
+            method(*arguments)
+
+
+def _call(state: Any, gate: _Gate, angle: list[float]) -> tuple[Any, tuple[Any, ...]]:
+    if gate.matrix is not None:
+        return state.applyMatrix, (gate.matrix, gate.wires, gate.inverse)
+    return getattr(state, gate.name), (gate.wires, gate.inverse, angle)
+
+
+def _runs(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """The same gates in an order of the same effect, gates on one qubit that follow each other together."""
+    pending: dict[int, list[Item]] = {}
+    for item in items:
+        wires = item[0].wires
+        if len(wires) == 1 and item[0].name in _SINGLE:
+            pending.setdefault(wires[0], []).append(item)
+            continue
+        for wire in wires:
+            if wire in pending:
+                yield pending.pop(wire)
+        yield [item]
+    yield from pending.values()
+
+
+# Gates on one qubit as cos(angle/2) times the first matrix plus sin(angle/2) times the second.
+_PAULIS = {
+    "X": np.array([[0, 1], [1, 0]], dtype=np.complex128),
+    "Y": np.array([[0, -1j], [1j, 0]], dtype=np.complex128),
+    "Z": np.array([[1, 0], [0, -1]], dtype=np.complex128),
+}
+_SINGLE: dict[str, tuple[Array, Array]] = {
+    "Hadamard": ((_PAULIS["X"] + _PAULIS["Z"]) / np.sqrt(2), 0 * _PAULIS["X"]),
+    **{f"R{letter}": (np.eye(2, dtype=np.complex128), -1j * pauli) for letter, pauli in _PAULIS.items()},
+}
+
+
+class _Products:
+    """Products of matrices of gates on one qubit, made anew for the angles of each row."""
+
+    def __init__(self, runs: Sequence[Sequence[Item]]) -> None:
+        depth = max(map(len, runs), default=0)
+        self.matrices = np.zeros((len(runs), 2, 2), dtype=np.complex128)
+        self._even = np.zeros((depth, len(runs), 2, 2), dtype=np.complex128)
+        self._odd = np.zeros_like(self._even)
+        self._even[...] = np.eye(2)
+        self._angles = [
+            [(run[place][1] or [0.0]) if place < len(run) else [0.0] for run in runs] for place in range(depth)
+        ]
+        for number, run in enumerate(runs):
+            for place, (gate, _) in enumerate(run):
+                even, odd = _SINGLE[gate.name]
+                self._even[place, number] = even
+                self._odd[place, number] = -odd if gate.inverse else odd
+
+    def update(self) -> None:
+        if not len(self.matrices):
+            return
+        halves = np.array([[angle[0] for angle in angles] for angles in self._angles])[..., None, None] / 2
+        factors = np.cos(halves) * self._even + np.sin(halves) * self._odd
+        product = factors[0]
+        for factor in factors[1:]:
+            product = np.einsum("nij,njk->nik", factor, product)
+        self.matrices[...] = product
+
+
 class _Forward:
     """A state, and the calls that take it from zero to the end of the circuit."""
 
-    def __init__(self, num_qubits: int, gates: Sequence[_Gate], angles: Sequence[list[float]]) -> None:
-        self.state = _core().StateVectorC128(num_qubits)
-        self._calls = [_call(self.state, gate, angle) for gate, angle in zip(gates, angles, strict=True)]
-        self.ket = np.empty(2**num_qubits, dtype=np.complex128)
+    def __init__(self, num_qubits: int, items: Sequence[Item]) -> None:
+        self._state = _core().StateVectorC128(num_qubits)
+        self._calls = _Calls(self._state, num_qubits, items)
+        self._ket = np.empty(2**num_qubits, dtype=np.complex128)
 
     def run(self) -> Array:
         """The amplitudes with the angles of now, in a buffer that is used again."""
-        self.state.resetStateVector()
-        for method, arguments in self._calls:
-            method(*arguments)
-        self.state.getState(self.ket)
-        return self.ket
-
-
-def _call(state: Any, gate: _Gate, angle: list[float], *, shift: int = 0, back: bool = False) -> tuple[Any, Any]:
-    """The method of ``state`` that applies a gate, or its inverse, and the arguments, wires shifted by ``shift``."""
-    wires, inverse = [wire + shift for wire in gate.wires], gate.inverse != back
-    if gate.matrix is not None:
-        return state.applyMatrix, (gate.matrix, wires, inverse)
-    return getattr(state, gate.name), (wires, inverse, angle)
+        self._state.resetStateVector()
+        self._calls.run()
+        self._state.getState(self._ket)
+        return self._ket
 
 
 class _Prepared:
@@ -151,50 +242,53 @@ class _Prepared:
         self._qubits = template.num_qubits
         self._binder = Binder(lowered.expressions, template.circuit.parameters)
         numbers = {slot: number for number, slot in enumerate(lowered.slots)}
-        self._gates = [g for i in lowered.circuit.data for g in _gates(i, lowered.circuit, numbers)]
-        self._angles = [list(gate.angle) for gate in self._gates]
-        self._open = [angle for gate, angle in zip(self._gates, self._angles, strict=True) if gate.slot is not None]
-        self._slots = np.array([gate.slot for gate in self._gates if gate.slot is not None], dtype=np.intp)
+        gates = [g for i in lowered.circuit.data for g in _gates(i, lowered.circuit, numbers)]
+        self._items = [(gate, list(gate.angle)) for gate in gates]
+        self._open = [angle for gate, angle in self._items if gate.slot is not None]
+        self._slots = np.array([gate.slot for gate in gates if gate.slot is not None], dtype=np.intp)
         limit = OPERATOR_ENTRIES // max(1, len(template.observables))
         self._constants: list[float] = []
-        self._operators: list[_Operator | None] = []
-        for observable in template.observables:
+        self._measured: list[tuple[int, _Operator]] = []
+        for column, observable in enumerate(template.observables):
             constant, rest = without_identity(observable)
             self._constants.append(constant)
-            self._operators.append(None if rest is None else _Operator(rest, limit))
-        self._kept: tuple[_Forward, _Back] | None = None
-        kept = 16 << self._qubits <= _KEPT_STATE
-        if kept:
-            self._kept = self._passes()
+            if rest is not None:
+                self._measured.append((column, _Operator(rest, limit)))
         self.nbytes = (
-            _BYTES_PER_GATE * (len(self._gates) + 1)
-            + sum(2 * gate.matrix.nbytes for gate in self._gates if gate.matrix is not None)
-            + sum(operator.nbytes for operator in self._operators if operator is not None)
-            + (128 << self._qubits if kept else 0)
+            _BYTES_PER_GATE * (len(gates) + 1)
+            + sum(gate.matrix.nbytes for gate in gates if gate.matrix is not None)
+            + sum(operator.nbytes for _, operator in self._measured)
         )
+        self._passes: tuple[_Forward, _Back | None] | None = None
+        if 16 << self._qubits <= _KEPT_STATE:
+            back = self._back()
+            self._passes = self._forward(), back
+            self.nbytes += (112 << self._qubits) + back.nbytes
 
-    def _passes(self) -> tuple[_Forward, _Back]:
-        back = _Signs if self._qubits >= _WIDE else _Products
-        return _Forward(self._qubits, self._gates, self._angles), back(self._qubits, self._gates, self._angles)
+    def _forward(self) -> _Forward:
+        return _Forward(self._qubits, self._items)
+
+    def _back(self) -> _Back:
+        return _Back(self._qubits, self._items)
 
     def evaluate(self, theta: Array, values: Array, gradients: Array | None) -> None:
         """Write values, shape (rows, observables), and gradients, shape (rows, observables, parameters), if wanted."""
         values[...] = self._constants
-        if not any(self._operators):
+        if not self._measured:
             return
-        forward, back = self._kept or self._passes()
+        forward, back = self._passes or (self._forward(), None)
+        if gradients is not None and back is None:
+            back = self._back()
         for row, slots in enumerate(self._binder.bind(theta)):
             for angle, value in zip(self._open, slots[self._slots].tolist(), strict=True):
                 angle[0] = value
             ket = forward.run()
-            slopes = np.zeros((len(self._operators), len(slots)))
-            for column, operator in enumerate(self._operators):
-                if operator is None:
-                    continue
+            slopes = np.zeros((len(self._constants), len(slots)))
+            for column, operator in self._measured:
                 bra = operator @ ket
-                values[row, column] += _overlap(bra, ket)
-                if gradients is not None and self._open:
-                    np.add.at(slopes[column], self._slots, back.slopes(forward, bra))
+                values[row, column] += bra.view(np.float64) @ ket.view(np.float64)
+                if gradients is not None and back is not None:
+                    slopes[column] = np.bincount(self._slots, back.slopes(ket, bra), minlength=len(slots))
             if gradients is not None:
                 gradients[row] = self._binder.chain(theta[row], slopes)
 
@@ -221,39 +315,7 @@ def _rotation(name: str, wires: list[int], angle: Any, slots: dict[Any, int]) ->
     return _Gate(name, wires, angle=(float(angle),))
 
 
-def _overlap(bra: Array, ket: Array) -> float:
-    """Re <bra|ket>, summed by numpy itself: a linear algebra library may split the sum over threads."""
-    return float(np.einsum("i,i->", bra.view(np.float64), ket.view(np.float64)))
-
-
 # -- the pass back -----------------------------------------------------------------------------------------------
-
-
-class _Back(Protocol):
-    def slopes(self, forward: _Forward, bra: Array) -> Array:
-        """2 Re <bra| d ket> by each angle that has a slot, in the order of the gates, at the angles of now."""
-
-
-class _Products:
-    """By lightning's own pass, an inner product for each angle: the least calls, so the fastest for few qubits."""
-
-    def __init__(self, num_qubits: int, gates: Sequence[_Gate], angles: Sequence[list[float]]) -> None:
-        nothing = np.zeros((0, 0), dtype=np.complex128)
-        matrices = [nothing if gate.matrix is None else gate.matrix for gate in gates]
-        names, wires, inverses = (
-            zip(*((g.name, g.wires, g.inverse) for g in gates), strict=True) if gates else ((),) * 3
-        )
-        controls: list[list[int]] = [[]] * len(gates)
-        self._arguments = (names, angles, wires, inverses, matrices, controls, controls)
-        with_angle = [gate for gate in gates if gate.angle]
-        self._trainable = [i for i, gate in enumerate(with_angle) if gate.slot is not None]
-        self._algorithms = _core().algorithms
-
-    def slopes(self, forward: _Forward, bra: Array) -> Array:
-        operations = self._algorithms.create_ops_listC128(*self._arguments)
-        products = self._algorithms.VectorJacobianProductC128()(forward.state, operations, bra, self._trainable)
-        slopes: Array = 2 * products.real
-        return slopes
 
 
 @dataclass(frozen=True)
@@ -263,59 +325,63 @@ class _Group:
     numbers: Array
     """Which of the angles with slots, shape (rotations,)."""
     low: Array
-    """Signs of the different words on the lower half of the qubits, shape (states of these, words)."""
+    """Signs of the different words on the low qubits, shape (states of these, words)."""
     columns: Array
     """Which of these words each rotation has."""
-    high: Array
-    """Signs on the other qubits, shape (rotations, states of these)."""
+    high: Array | None
+    """Signs on the other qubits, shape (rotations, states of these); None where all qubits are low."""
 
     def sums(self, weights: Array) -> Array:
         """The sums of ``weights``, shape (2^n,), with each rotation's signs, shape (rotations,)."""
-        halves = weights.reshape(-1, len(self.low)) @ self.low
-        sums: Array = (self.high * halves[:, self.columns].T).sum(axis=1)
+        if self.high is None:
+            sums: Array = (weights @ self.low)[self.columns]
+        else:
+            halves = weights.reshape(-1, len(self.low)) @ self.low
+            sums = (self.high * halves[:, self.columns].T).sum(axis=1)
         return sums
 
 
-class _Signs:
+class _Back:
     """Ket and bra walked back as one state of a qubit more, rotations about words of Zs read off together.
 
     The derivative by the angle of exp(-i angle/2 P) is Im <bra|P|ket>. Between changes of basis every P is a word of
-    Zs, so all that stand side by side are sums with signs over one vector, Im(bra* ket): an inner product for each
-    angle becomes one vector for each layer.
+    Zs, so all that stand side by side are sums with signs over one vector, Im(bra* ket): where an inner product for
+    each angle was, there is one vector for each layer.
     """
 
-    def __init__(self, num_qubits: int, gates: Sequence[_Gate], angles: Sequence[list[float]]) -> None:
+    def __init__(self, num_qubits: int, items: Sequence[Item]) -> None:
         self._state = _core().StateVectorC128(num_qubits + 1)
         self._stack = np.empty((2, 2**num_qubits), dtype=np.complex128)
+        self._flat = self._stack.reshape(-1)
+        ket, bra = self._stack
+        self._parts = bra.real, ket.imag, bra.imag, ket.real
         self._weights, self._scratch = np.empty((2, 2**num_qubits))
-        numbers = itertools.count(sum(gate.slot is not None for gate in gates) - 1, -1)
-        steps = [
-            step
-            for gate, angle in zip(reversed(gates), reversed(angles), strict=True)
-            for step in _steps(gate, angle, numbers)
-        ]
-        self._count = sum(gate.slot is not None for gate in gates)
-        known: dict[tuple[int, ...], tuple[Array, Array, Array]] = {}
-        self._segments: list[tuple[list[tuple[Any, Any]], _Group]] = []
+        self._count = sum(gate.slot is not None for gate, _ in items)
+        numbers = iter(range(self._count - 1, -1, -1))
+        steps = [step for item in reversed(items) for step in _steps(item, numbers)]
+        known: dict[tuple[int, ...], tuple[Array, Array, Array | None]] = {}
+        self._segments: list[tuple[_Calls, _Group]] = []
+        self.nbytes = 0
+        """Of the signs; the states come to 80 bytes an amplitude."""
         for before, together in _scheduled(steps):
-            calls = [_call(self._state, step.gate, step.angle, shift=1, back=True) for step in before]
-            words = tuple(sum(1 << num_qubits - 1 - wire for wire in step.gate.wires) for step in together)
+            calls = _Calls(self._state, num_qubits + 1, [step.item for step in before], shift=1, back=True)
+            words = tuple(sum(1 << num_qubits - 1 - wire for wire in step.wires) for step in together)
             if words not in known:
                 known[words] = _signs(words, num_qubits)
-            group = _Group(np.array([step.number for step in together]), *known[words])
-            self._segments.append((calls, group))
+                self.nbytes += sum(array.nbytes for array in known[words] if array is not None)
+            self._segments.append((calls, _Group(np.array([step.number for step in together]), *known[words])))
 
-    def slopes(self, forward: _Forward, bra: Array) -> Array:
+    def slopes(self, ket: Array, bra: Array) -> Array:
+        """2 Re <bra| d ket> by each angle that has a slot, in the order of the gates, at the angles of now."""
         slopes = np.empty(self._count)
-        self._stack[0], self._stack[1] = forward.ket, bra
-        self._state.updateData(self._stack.reshape(-1))
-        ket, bra = self._stack
+        self._stack[0], self._stack[1] = ket, bra
+        self._state.updateData(self._flat)
+        bra_real, ket_imag, bra_imag, ket_real = self._parts
         for calls, group in self._segments:
-            for method, arguments in calls:
-                method(*arguments)
-            self._state.getState(self._stack.reshape(-1))
-            np.multiply(bra.real, ket.imag, out=self._weights)
-            np.multiply(bra.imag, ket.real, out=self._scratch)
+            calls.run()
+            self._state.getState(self._flat)
+            np.multiply(bra_real, ket_imag, out=self._weights)
+            np.multiply(bra_imag, ket_real, out=self._scratch)
             self._weights -= self._scratch
             slopes[group.numbers] = group.sums(self._weights)
         return slopes
@@ -325,9 +391,12 @@ class _Signs:
 class _Step:
     """A gate of the pass back, undone there; with the number of its slot, one whose derivative is read off before."""
 
-    gate: _Gate
-    angle: list[float]
+    item: Item
     number: int | None = None
+
+    @property
+    def wires(self) -> list[int]:
+        return self.item[0].wires
 
 
 # The rotation about a word of Zs, and the gate that takes each qubit from its basis to that of Z when it is undone.
@@ -338,17 +407,18 @@ _BASES: dict[str, tuple[str, _Gate | None]] = {
 }  # fmt: skip
 
 
-def _steps(gate: _Gate, angle: list[float], numbers: Iterator[int]) -> list[_Step]:
+def _steps(item: Item, numbers: Iterator[int]) -> list[_Step]:
     """A gate as steps of the pass back, in their order."""
+    gate, angle = item
     if gate.slot is None:
-        return [_Step(gate, angle)]
+        return [_Step(item)]
     name, basis = _BASES[gate.name]
-    rotation = _Step(replace(gate, name=name), angle, next(numbers))
+    rotation = _Step((replace(gate, name=name), angle), next(numbers))
     if basis is None:
         return [rotation]
-    there = [_Step(replace(basis, wires=[wire]), list(basis.angle)) for wire in gate.wires]
-    back = [_Step(replace(basis, wires=[wire], inverse=not basis.inverse), list(basis.angle)) for wire in gate.wires]
-    return [*there, rotation, *back]
+    there = [replace(basis, wires=[wire]) for wire in gate.wires]
+    back = [replace(gate, inverse=not gate.inverse) for gate in there]
+    return [*(_Step((g, list(g.angle))) for g in there), rotation, *(_Step((g, list(g.angle))) for g in back)]
 
 
 def _scheduled(steps: Sequence[_Step]) -> Iterator[tuple[list[_Step], list[_Step]]]:
@@ -362,7 +432,7 @@ def _scheduled(steps: Sequence[_Step]) -> Iterator[tuple[list[_Step], list[_Step
     runs: dict[int, list[int]] = {}
     for index, step in enumerate(steps):
         before: set[int] = set()
-        for wire in step.gate.wires:
+        for wire in step.wires:
             run = runs.setdefault(wire, [])
             if run and step.number is None:
                 before.update(run)
@@ -405,16 +475,15 @@ def _scheduled(steps: Sequence[_Step]) -> Iterator[tuple[list[_Step], list[_Step
         readable = []
 
 
-def _signs(words: Sequence[int], num_qubits: int) -> tuple[Array, Array, Array]:
+def _signs(words: Sequence[int], num_qubits: int) -> tuple[Array, Array, Array | None]:
     """``low``, ``columns`` and ``high`` of a `_Group` of ``words``, masks of the qubits that have a Z."""
-    low_qubits = num_qubits // 2
+    low_qubits = num_qubits if num_qubits <= _NARROW else num_qubits // 2
     masks = np.array(words, dtype=np.int64)
     low, columns = np.unique(masks & ((1 << low_qubits) - 1), return_inverse=True)
-    return (
-        _parity_signs(np.arange(1 << low_qubits)[:, None] & low),
-        columns,
-        _parity_signs(np.arange(1 << num_qubits - low_qubits) & (masks >> low_qubits)[:, None]),
-    )
+    high = None
+    if low_qubits < num_qubits:
+        high = _parity_signs(np.arange(1 << num_qubits - low_qubits) & (masks >> low_qubits)[:, None])
+    return _parity_signs(np.arange(1 << low_qubits)[:, None] & low), columns, high
 
 
 def _parity_signs(bits: Array) -> Array:

@@ -33,6 +33,15 @@ def engine():
     return AdjointEngine(2**31)
 
 
+def evaluate_wide(program):
+    """By an engine that takes few qubits in the ways that it takes many."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_FUSED", "_NARROW", "_KEPT_STATE"):
+            patch.setattr(adjoint, name, 0)
+        (outcome,) = AdjointEngine(2**31).evaluate([program])
+    return outcome
+
+
 def random_observable(n, paulis, seed=0):
     rng = np.random.default_rng(seed)
     labels = ["".join(rng.choice(list("IXYZ"), n)) for _ in range(paulis)]
@@ -50,6 +59,9 @@ def test_values_and_gradients(engine, make_with, twin, slopes, data):
     assert not isinstance(both, Exception), both
     np.testing.assert_allclose(both.values, twin(circuit, members, theta), atol=1e-10)
     np.testing.assert_allclose(both.gradients, slopes(circuit, members, theta), atol=1e-7)
+    same = evaluate_wide(make_with(circuit, [members], theta[:, None], **BOTH))
+    np.testing.assert_allclose(same.values, both.values, atol=1e-12)
+    np.testing.assert_allclose(same.gradients, both.gradients, atol=1e-11)
     assert np.array_equal(value.values, both.values)
     assert value.gradients is None
     assert not both.stderrs.any()
@@ -196,6 +208,38 @@ class TestBits:
             )
             outputs.add(done.stdout)
         assert len(outputs) == 1
+
+
+class TestSchedule:
+    """Rotations that need not wait for each other are read off together."""
+
+    def groups(self, circuit):
+        lowered = adjoint.lower(circuit, adjoint._BASIS)
+        numbers = {slot: number for number, slot in enumerate(lowered.slots)}
+        items = [(g, list(g.angle)) for i in lowered.circuit.data for g in adjoint._gates(i, lowered.circuit, numbers)]
+        return [len(group.numbers) for _, group in adjoint._Back(circuit.num_qubits, items)._segments]
+
+    def test_layers(self):
+        assert self.groups(efficient_su2(5, reps=2, entanglement="linear")) == [5] * 6
+
+    def test_words_that_overlap_commute(self):
+        gamma, beta = Parameter("g"), Parameter("b")
+        circuit = QuantumCircuit(5)
+        circuit.h(range(5))
+        for layer in (1, 2):
+            for i in range(5):
+                circuit.rzz(layer * gamma, i, (i + 1) % 5)
+                circuit.rz(gamma, i)
+            circuit.rx(layer * beta, range(5))
+        assert self.groups(circuit) == [5, 10, 5, 10]
+
+    def test_what_does_not_commute_waits(self):
+        vector = ParameterVector("t", 3)
+        circuit = QuantumCircuit(2)
+        circuit.rz(vector[0], 0)
+        circuit.rx(vector[1], 0)
+        circuit.rzz(vector[2], 0, 1)
+        assert self.groups(circuit) == [1, 1, 1]
 
 
 class TestOperator:
