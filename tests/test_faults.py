@@ -18,7 +18,6 @@ from hybridq import journal as records
 from hybridq.journal import read_records
 
 STUDIES = Path(__file__).parent / "studies"
-KILLS = 10
 
 
 def keys(directory: Path) -> list[tuple[str, object]]:
@@ -45,7 +44,8 @@ def recorded_steps(directory: Path) -> set[str]:
     return found
 
 
-def test_the_driver_killed_at_random_times(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_the_driver_killed_at_random_times(kills: int, tmp_path: Path) -> None:
     undisturbed = Marked(STUDIES / "killable.py", tmp_path / "log0", tmp_path / "a")
     expected, _ = undisturbed.finish()
     assert undisturbed.process.returncode == 0
@@ -56,9 +56,9 @@ def test_the_driver_killed_at_random_times(tmp_path: Path) -> None:
     rng = random.Random(seed)
     log, store = tmp_path / "log", tmp_path / "b"
     progress = []
-    for _ in range(KILLS):
+    for _ in range(kills):
         run = Marked(STUDIES / "killable.py", log, store)
-        lines = rng.randrange(1, max(2, len(whole) // KILLS * 2))
+        lines = rng.randrange(1, max(2, len(whole) // kills * 2))
         journal, before = store / "study" / "journal.jsonl", size(store)
         moment = rng.uniform(0.0, 0.2)
         reached = wait_until(
@@ -85,7 +85,9 @@ def test_the_driver_killed_at_random_times(tmp_path: Path) -> None:
     assert Counter(key for key in resumed if key[0] != "row" and key[0] != "end").most_common(1)[0][1] == 1
     assert Counter(resumed).most_common(1)[0][1] == 1, "a call was recorded twice"
     assert len(resumed) == len(whole)
-    assert len({count for count, _, _ in progress}) >= 4, f"the kills all hit the same place: seed {seed}"
+    assert len({count for count, _, _ in progress}) >= min(4, kills - 1), (
+        f"the kills all hit the same place: seed {seed}"
+    )
     final = Counter(log.read_text().splitlines())
     for _, done, executed in progress:
         for line in done:
