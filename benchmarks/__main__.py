@@ -1,6 +1,7 @@
-"""Runs one comparison: ``python -m benchmarks NAME [--json FILE]``, NAME a module of this folder.
+"""Runs one comparison: ``python -m benchmarks NAME [--json FILE] [--png FILE]``, NAME a module of this folder.
 
-Each module has a function ``run(compare)`` that returns rows, dictionaries with equal keys. One thread everywhere.
+Each module has a function ``run(compare)`` that returns rows, dictionaries with equal keys, and may have ``plot(rows,
+path)``. One thread everywhere.
 """
 
 from __future__ import annotations
@@ -76,10 +77,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=names)
     parser.add_argument("--json", type=Path, help="write rows, versions and machine here")
+    parser.add_argument("--png", type=Path, help="draw the rows here, if the comparison can")
     arguments = parser.parse_args()
     module = importlib.import_module(f"benchmarks.{arguments.name}")
+    if arguments.png and not hasattr(module, "plot"):
+        parser.error(f"{arguments.name} draws nothing")
     rows = module.run(compare)
     print(f"{(module.__doc__ or '').strip()}\n\n{_table(rows)}")
+    if arguments.png:
+        module.plot(rows, arguments.png)
     if arguments.json:
         record = {
             "benchmark": arguments.name,

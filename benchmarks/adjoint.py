@@ -6,6 +6,7 @@ pennylane-lightning with everything made once; `QNode` is what PennyLane's users
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
@@ -86,6 +87,11 @@ def _engine(n: int, theta: Any, with_gradient: bool) -> Evaluate:
 
 
 def _lightning(n: int, theta: Any, with_gradient: bool) -> Evaluate:
+    return functools.partial(lightning(n, with_gradient), theta)
+
+
+def lightning(n: int, with_gradient: bool) -> Callable[[Any], tuple[float, Any]]:
+    """Energy, and gradient, of parameters, shape (6n,), by lightning's C++ core with everything made once."""
     from pennylane_lightning.lightning_qubit_ops import MeasurementsC128, StateVectorC128, algorithms, observables
 
     gates = _gates(n)
@@ -105,7 +111,7 @@ def _lightning(n: int, theta: Any, with_gradient: bool) -> Evaluate:
     order = [number for number in numbers if number is not None]
     trainable = list(range(len(order)))
 
-    def evaluate() -> tuple[float, Any]:
+    def evaluate(theta: Any) -> tuple[float, Any]:
         values = theta.tolist()
         state.resetStateVector()
         for method, own, number in calls:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hybridq.backends import Adjoint, Aer, Backend, Noise
     from hybridq.errors import (
         Corrupt,
         Diverged,
@@ -43,23 +44,30 @@ if TYPE_CHECKING:
         sample,
         workflow,
     )
+    from hybridq.primitives import Estimator, Sampler
     from hybridq.problems import Problem, lattice, molecule
     from hybridq.program import Estimate
 
 __all__ = [
+    "Adjoint",
+    "Aer",
+    "Backend",
     "Corrupt",
     "Diverged",
     "EngineFailed",
     "Estimate",
+    "Estimator",
     "EvaluationError",
     "Future",
     "HybridqError",
     "JournalError",
     "Locked",
     "NoDevice",
+    "Noise",
     "NotFinite",
     "PlacementError",
     "Problem",
+    "Sampler",
     "StepFailed",
     "TimedOut",
     "TooLarge",
@@ -90,6 +98,8 @@ _LANGUAGE = {
 }  # fmt: skip
 _HOMES = {name: "hybridq.errors" for name in __all__} | {
     **dict.fromkeys(_LANGUAGE, "hybridq.language"),
+    **dict.fromkeys(("Adjoint", "Aer", "Backend", "Noise"), "hybridq.backends"),
+    **dict.fromkeys(("Estimator", "Sampler"), "hybridq.primitives"),
     **dict.fromkeys(("Problem", "lattice", "molecule"), "hybridq.problems"),
     "Estimate": "hybridq.program",
 }

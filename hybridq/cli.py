@@ -1,4 +1,4 @@
-"""The command line: ``hybridq run | runs | show``."""
+"""The command line: ``hybridq run | plan | runs | show``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import math
 import os
 import runpy
+import statistics
 import sys
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from hybridq import journal as records
 from hybridq.errors import HybridqError, WorkflowError
 from hybridq.journal import load_value, read_records, run_directory, run_names
+from hybridq.resources import format_bytes
 from hybridq.values import decode
 
 _INTERRUPTED = 130  # as shells report a process that SIGINT ended
@@ -38,16 +40,31 @@ def main() -> None:
     """Schedule workflows that mix quantum circuits with classical computing."""
 
 
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What ``run`` and ``plan`` take alike."""
+    for option in reversed((
+        click.argument("script", type=click.Path(exists=True, dir_okay=False)),
+        click.argument("script_args", nargs=-1, type=click.UNPROCESSED),
+        click.option("--name", help="Name of the run; default: the workflow's name and a digest of arguments, seed and "
+                     "code."),
+        click.option("--store", metavar="DIR", help="Directory that holds the runs.  [default: the script's, or runs]"),
+        click.option("--seed", type=int, help="Seed of all randomness."),
+        click.option("--workers", type=click.IntRange(min=1), help="Worker processes of a cluster on this machine."),
+        click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler to use, such as tcp://host:8786."),
+        click.option("--backend", metavar="NAME", help="What evaluates circuits: aer, one of its methods "
+                     "(density_matrix, stabilizer, matrix_product_state), adjoint, or module:function for a Qiskit "
+                     "backend."),
+        click.option("--take-over", is_flag=True, help="Take the run from a driver on another host that is known to be "
+                     "gone."),
+        click.option("--json", "as_json", is_flag=True, help="Put one JSON document on stdout, everything else on "
+                     "stderr."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @main.command(context_settings={"ignore_unknown_options": False})
-@click.argument("script", type=click.Path(exists=True, dir_okay=False))
-@click.argument("script_args", nargs=-1, type=click.UNPROCESSED)
-@click.option("--name", help="Name of the run; default: the workflow's name and a digest of arguments, seed and code.")
-@click.option("--store", metavar="DIR", help="Directory that holds the runs.  [default: the script's, or runs]")
-@click.option("--seed", type=int, help="Seed of all randomness.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes of a cluster on this machine.")
-@click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler to use, such as tcp://host:8786.")
-@click.option("--take-over", is_flag=True, help="Take the run from a driver on another host that is known to be gone.")
-@click.option("--json", "as_json", is_flag=True, help="Put one JSON document on stdout, everything else on stderr.")
+@_run_options
 def run(script: str, script_args: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Run SCRIPT, or finish it: the same command resumes a run that was interrupted.
 
@@ -58,20 +75,7 @@ def run(script: str, script_args: tuple[str, ...], as_json: bool, **options: Any
     asked = Overrides(**options)
     overrides.set(asked)
     with _stdout_for(as_json) as stdout:
-        sys.argv[:] = [script, *script_args]
-        sys.path[0] = str(Path(script).resolve().parent)
-        left: SystemExit | None = None
-        try:
-            runpy.run_path(script, run_name="__main__")
-        except KeyboardInterrupt:
-            sys.exit(_INTERRUPTED)
-        except SystemExit as error:
-            if error.code not in (None, 0):
-                raise
-            left = error
-        except Exception as error:  # noqa: BLE001  # the script's own; shown from its first line on
-            _print_error(error)
-            sys.exit(1)
+        left = _run_script(script, script_args)
         if as_json:
             if not asked.reports:
                 raise click.ClickException(f"{script} finished without calling hq.run, so there is nothing to report.")
@@ -79,6 +83,59 @@ def run(script: str, script_args: tuple[str, ...], as_json: bool, **options: Any
             print(json.dumps(documents[0] if len(documents) == 1 else documents, allow_nan=False), file=stdout)
         if left is not None:
             raise left
+
+
+@main.command(context_settings={"ignore_unknown_options": False})
+@_run_options
+def plan(script: str, script_args: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Say what SCRIPT would evaluate: circuits, shots, memory and time, before any of it is spent.
+
+    What is recorded is answered, classical steps run and are recorded, and what is quantum is priced. The script ends
+    where it needs a value that is not known yet. Exits with 1 if something fits no device. Arguments after -- are the
+    script's own.
+    """
+    from hybridq.language import Overrides, overrides
+    from hybridq.planning import Unplanned, table
+
+    asked = Overrides(plan=True, **options)
+    overrides.set(asked)
+    with _stdout_for(True) as stdout:  # whatever the script prints is no part of the plan
+        left: BaseException | None = None
+        try:
+            left = _run_script(script, script_args)
+        except Unplanned:
+            pass  # the plan says what was needed
+        except SystemExit as error:
+            left = error
+        if left is None and not asked.plans:
+            raise click.ClickException(f"{script} finished without calling hq.run, so there is nothing to plan.")
+        if as_json and asked.plans:
+            print(json.dumps(asked.plans[0] if len(asked.plans) == 1 else asked.plans, allow_nan=False), file=stdout)
+        for document in () if as_json else asked.plans:
+            print(f"plan of {document['name']}, recorded in {document['directory']}\n\n{table(document)}", file=stdout)
+        stdout.flush()
+        if left is not None:
+            raise left
+        if any(document["refusals"] for document in asked.plans):
+            sys.exit(1)
+
+
+def _run_script(script: str, script_args: tuple[str, ...]) -> SystemExit | None:
+    """Run ``script`` as Python does; the exit that it ended with, if that was without an error."""
+    sys.argv[:] = [script, *script_args]
+    sys.path[0] = str(Path(script).resolve().parent)
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise
+        return error
+    except Exception as error:  # noqa: BLE001  # the script's own; shown from its first line on
+        _print_error(error)
+        sys.exit(1)
+    return None
 
 
 def _report(report: Any) -> dict[str, Any]:
@@ -178,6 +235,16 @@ def show(name: str, store: str, as_json: bool) -> None:
         best = "" if loop["best"] is None else f"{loop['best']:.10f}"
         state = "" if loop["finished"] else "  (unfinished)"
         click.echo(f"{loop['at']:<42} {loop['method']:<13} {loop['evaluations']:>11}  {best}{state}")
+    if entry["programs"]:
+        click.echo(f"\n{'':<41}{'seconds a row':>20}{'memory':>21}")
+        click.echo(f"{'program':<14}qubits   shots  evaluations{'predicted':>10}{'median':>10}"
+                   f"{'predicted':>11}{'most':>10}")  # fmt: skip
+    for one in entry["programs"]:
+        times = ["-" if t is None else f"{t:.2g}" for t in (one["predicted_seconds"], one["seconds"])]
+        sizes = ["-" if b is None else format_bytes(b) for b in (one["predicted_bytes"], one["bytes"])]
+        shots = "exact" if one["shots"] is None else one["shots"]
+        click.echo(f"{one['program'][:12]:<14}{one['qubits']:>6} {shots:>7} {one['evaluations']:>12}"
+                   f"{times[0]:>10}{times[1]:>10}{sizes[0]:>11}{sizes[1]:>10}")  # fmt: skip
     for failure in entry["failures"]:
         click.echo(f"\n{failure['at']} raised {failure['type'].partition(':')[2]}: {failure['message']}")
     if entry["value"] is not None:
@@ -195,7 +262,9 @@ def _summary(directory: Path) -> dict[str, Any]:
     seconds: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     failures, opened, end = [], [], None
+    programs = _Programs()
     for number, record in entries:
+        programs.take(number, record, directory)
         match record:
             case records.Step():
                 counts["steps"] += 1
@@ -246,8 +315,66 @@ def _summary(directory: Path) -> dict[str, Any]:
         "seconds_by_kind": dict(seconds),
         "loops": list(loops.values()),
         "failures": failures,
+        "programs": programs.summary(),
         "versions": dict(last.versions) if last else {},
         "python": last.python if last else None,
         "processor": last.processor if last else None,
         "value": value,
     }
+
+
+class _Programs:
+    """What programs were predicted to take, beside what they took."""
+
+    def __init__(self) -> None:
+        self._circuits: dict[tuple[str, bool], records.Circuit] = {}
+        self._measured: defaultdict[tuple[str, bool, int | None], list[tuple[float, int, int]]] = defaultdict(list)
+        self._gradients: dict[int, bool] = {}
+        self._last: dict[int, str] = {}
+
+    def take(self, number: int, record: Any, directory: Path) -> None:
+        """Note what a journal's line ``number`` says of programs."""
+        match record:
+            case records.Circuit():
+                self._circuits.setdefault((record.program, _of_gradient(record)), record)
+            case records.Loop():
+                self._gradients[number] = record.gradient != "none"
+            case records.Row() if record.where:
+                program = self._last[record.loop] = record.program or self._last.get(record.loop, "")
+                key = (program, self._gradients[record.loop], record.shots)
+                self._measured[key].append((record.seconds, 0, 1))
+            case records.Evaluation():
+                gradient = (record.program, False) not in self._circuits  # else it has a circuit without one, or both
+                rows = _rows(record.theta, directory)
+                key = (record.program, gradient, record.shots)
+                self._measured[key].append((record.seconds / max(1, rows), record.bytes, rows))
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A row for each program and number of shots: medians of seconds a row, the largest memory."""
+        found = []
+        for (program, gradient, shots), measured in self._measured.items():
+            circuit = self._circuits.get((program, gradient))
+            if circuit is None:
+                continue
+            need = circuit.need if circuit.need and circuit.need["shots"] == shots else {}
+            found.append({
+                "program": program, "qubits": circuit.qubits, "gradient": gradient, "shots": shots,
+                "evaluations": len(measured), "rows": sum(rows for _, _, rows in measured),
+                "predicted_seconds": need.get("seconds"), "seconds": statistics.median(s for s, _, _ in measured),
+                "predicted_bytes": need.get("bytes"), "bytes": max(size for _, size, _ in measured) or None,
+            })  # fmt: skip
+        return found
+
+
+def _of_gradient(circuit: records.Circuit) -> bool:
+    plan = circuit.plan.get("v", {}) if isinstance(circuit.plan, dict) else {}
+    return str(plan.get("gradient", "none")) != "none"
+
+
+def _rows(theta: Any, directory: Path) -> int:
+    """Parameter sets of an evaluation."""
+    try:
+        shape = theta["s"] if "s" in theta else decode(load_value(directory, theta)).shape
+    except HybridqError:  # `show` tells of a run whose values are gone, too
+        return 1
+    return math.prod(shape[:-1])

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +18,15 @@ import psutil
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 
+from hybridq.engines import frames
 from hybridq.engines.process import EngineProcess
 from hybridq.engines.wire import Batch
 from hybridq.errors import NoDevice, WorkerLost, WorkflowError
-from hybridq.resources import ROUND_TRIP, Device, worker_allowance
+from hybridq.ledger import Device
+from hybridq.resources import KINDS, ROUND_TRIP, worker_allowance
 from hybridq.steps import StepReply, run_step
 
-__all__ = ["Cluster", "run_batch", "run_step_task"]
+__all__ = ["Cluster", "run_batch", "run_loop", "run_steps"]
 
 BYTES = "hybridq-bytes"
 """Dask resource that carries the memory ledger of a worker."""
@@ -36,6 +38,32 @@ _BEGAN = "hybridq-began"
 Key: TypeAlias = tuple[str, str, int]
 """Of a task: (prefix, "run/location", attempt); the prefix alone gives colour and row in the Dask dashboard."""
 _COMPARED = ("hybridq-scheduler", "qiskit", "qiskit-aer", "numpy", "scipy", "distributed", "cloudpickle")
+
+
+class _Pool:
+    """Engine processes that are free, and which one has which loop's optimizer waiting."""
+
+    def __init__(self, engines: Sequence[EngineProcess]) -> None:
+        self._free = list(engines)
+        self._last: dict[EngineProcess, str | None] = dict.fromkeys(engines)
+        self._changed = threading.Condition()
+
+    def take(self, token: str | None = None) -> EngineProcess:
+        """A free engine, waited for; the one that last had the loop ``token``, if it is free."""
+        with self._changed:
+            while not self._free:
+                self._changed.wait()
+            best = next((e for e in self._free if token is not None and self._last[e] == token), self._free[0])
+            self._free.remove(best)
+            return best
+
+    def give(self, engine: EngineProcess, token: str | None = None) -> None:
+        """Put an engine back."""
+        with self._changed:
+            if token is not None:
+                self._last[engine] = token
+            self._free.append(engine)
+            self._changed.notify()
 
 
 class EnginePlugin(WorkerPlugin):
@@ -53,11 +81,10 @@ class EnginePlugin(WorkerPlugin):
         slots = worker.state.nthreads
         limit = worker.memory_manager.memory_limit or psutil.virtual_memory().total
         allowance = worker_allowance(limit, slots)
-        self.engines: SimpleQueue[EngineProcess] = SimpleQueue()
         self._all = [EngineProcess(allowance, name=f"{worker.name}-{i}") for i in range(slots)]
         for engine in self._all:
             engine.start()
-            self.engines.put(engine)
+        self.engines = _Pool(self._all)
         await worker.set_resources(**{BYTES: allowance, SLOTS: slots})
 
     async def teardown(self, worker: Worker) -> None:
@@ -75,19 +102,34 @@ def run_batch(batch: Batch, timeout: float | None) -> tuple[bytes, str]:
     plugin = worker.plugins[EnginePlugin.name]
     assert isinstance(plugin, EnginePlugin)
     engines = plugin.engines
-    engine = engines.get()
+    engine = engines.take()
     try:
         return engine.run(batch, timeout), str(worker.name)
     finally:
-        engines.put(engine)
+        engines.give(engine)
 
 
-def run_step_task(call: bytes, location: str, seed: int, watched: Key | None) -> StepReply:
-    """On a worker: run a packed step. The driver is told when one whose time is ``watched`` begins."""
+def run_loop(batch: Batch, token: str) -> tuple[bytes, str, str]:
+    """On a worker: run a packed slice of a loop; what it came to, packed, and the worker's name and address."""
+    worker = get_worker()
+    plugin = worker.plugins[EnginePlugin.name]
+    assert isinstance(plugin, EnginePlugin)
+    engine = plugin.engines.take(token)
+    try:
+        return engine.run(batch, None, frames.ADVANCE), str(worker.name), worker.address
+    finally:
+        plugin.engines.give(engine, token)
+
+
+def run_steps(calls: Sequence[tuple[bytes, str]], seed: int, watched: Key | None) -> list[StepReply]:
+    """On a worker: run packed steps, (call, location) each, one after the other; each has a reply of its own.
+
+    The driver is told when one whose time is ``watched`` begins.
+    """
     worker = get_worker()
     if watched is not None:
         worker.log_event(_BEGAN, list(watched))
-    return run_step(call, location, seed, str(worker.name))
+    return [run_step(call, location, seed, str(worker.name)) for call, location in calls]
 
 
 @dataclass
@@ -143,27 +185,27 @@ class Cluster:
         """Address of the scheduler."""
         return str(self.client.scheduler_info()["address"])
 
-    def device(self) -> Device:
-        """What its workers are together, read from the scheduler now."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        if not workers:
-            raise NoDevice(f"the cluster at {self.address} has no workers; start some, then run again.")
-        slots = sum(w["nthreads"] for w in workers)
-        limits = [(w["memory_limit"] or psutil.virtual_memory().total, w["nthreads"]) for w in workers]
-        return Device(
-            f"the cluster at {self.address}", slots, min(worker_allowance(*limit) for limit in limits), ROUND_TRIP
-        )
+    def devices(self) -> tuple[Device, ...]:
+        """Its workers, read from the scheduler now; each is known by its address."""
+        found = []
+        for address, worker in self.client.scheduler_info(n_workers=-1)["workers"].items():
+            slots = worker["nthreads"]
+            allowance = worker_allowance(worker["memory_limit"] or psutil.virtual_memory().total, slots)
+            found.append(Device(address, slots, allowance, slots, ROUND_TRIP, kinds=KINDS))
+        return tuple(found)
 
     def submit(self, function: Callable[..., Any], args: tuple[Any, ...], *, key: Key, needs: Mapping[str, int],
                done: Callable[[Any, BaseException | None], None], timeout: float | None = None,
-               overran: Callable[[], None] | None = None) -> None:  # fmt: skip
+               overran: Callable[[], None] | None = None, prefer: str | None = None) -> None:  # fmt: skip
         """Run ``function(*args)`` on a worker; ``done(value, error)`` is called once, from another thread.
 
-        ``key`` is unique in the run's life. ``needs`` are amounts of Dask resources. If the task says that it began and
+        ``key`` is unique in the run's life. ``needs`` are amounts of Dask resources. ``prefer`` is the address of a
+        worker that would be best. If the task says that it began and
         is not done ``timeout`` seconds later, its worker is restarted (nothing else ends a running step) and
         ``overran()`` is called in place of ``done``.
         """
-        future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs))
+        place = {} if prefer is None else {"workers": [prefer], "allow_other_workers": True}
+        future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs), **place)
         with self._lock:
             self._asked[key] = _Asked(future, done, timeout, overran)
         self._loop.add_callback(self._follow, key, future)

@@ -7,38 +7,49 @@ hands every answer to the one who asked.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from hybridq.engines.costs import need
+from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.process import EngineProcess
-from hybridq.engines.wire import encode_template, pack, unpack_outcomes
-from hybridq.errors import EngineFailed, HybridqError, TimedOut, TooLarge, WorkerLost, WorkflowError
+from hybridq.engines.wire import encode_template, pack, pack_loop, unpack_advance, unpack_outcomes
+from hybridq.errors import EngineFailed, HybridqError, NoDevice, TimedOut, WorkerLost, WorkflowError
+from hybridq.ledger import Batch, Device, Job, Ledger
 from hybridq.location import Location
-from hybridq.placement import Free, Waiting, place
-from hybridq.program import Outcome, Program, need
+from hybridq.program import Outcome, Program
 from hybridq.progress import Progress
-from hybridq.resources import ROUND_TRIP, Device, format_bytes, worker_allowance
+from hybridq.resources import KINDS, ROUND_TRIP, Need, worker_allowance
 from hybridq.steps import StepReply
 
 if TYPE_CHECKING:
     from hybridq.cluster import Cluster
 
-__all__ = ["Dispatcher", "Evaluated", "Interrupted", "ProgramAsk", "StepAsk", "driver_engine"]
+__all__ = [
+    "Advanced", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "ProgramAsk", "Site", "StepAsk", "driver_engine",
+]  # fmt: skip
 
 _ATTEMPTS = 3
-_DRIVER_LATENCY = 1e-4
-_AHEAD = 2
-"""Tasks in flight for each slot: one runs, one is on its way."""
-_STEPS_AHEAD = 16
+_WORTH_THE_TRIP = 10 * ROUND_TRIP
+"""Seconds from which a program is sent to the cluster though nothing else could run meanwhile."""
+_UNKNOWN_STEP = 1.0
+"""Seconds that a step is taken to need before one of its name has run: so long that it travels alone."""
+_PACKED_SECONDS = 0.2
+"""Programs or steps that leave together are predicted to take no longer, in seconds, so that none waits long."""
+_SLICE = 1.0
+"""Seconds that a slice of a loop is taken to need: so long that it travels alone."""
+_WATCH_SECONDS = 1.0
+"""Between looks at which workers there are."""
 
 
 _UNGUARDED = (
@@ -91,6 +102,70 @@ class StepAsk:
     timeout: float | None = None
     future: Future[Any] = field(default_factory=Future)
     attempt: int = 0
+    together: bool = True
+    """Whether it may travel with others: not once a task that it was in was lost."""
+
+    @property
+    def packable(self) -> bool:
+        """Whether it may travel with others: a time limit is a task's."""
+        return self.together and self.timeout is None
+
+
+@dataclass(eq=False)
+class LoopAsk:
+    """A slice of a loop to run; the future's value is an `Advanced`."""
+
+    loop: Loop
+    name: str
+    location: Location
+    points: Sequence[Point]
+    """All that are known, recorded or from earlier slices."""
+    seconds: float
+    """How long the slice is to last, in seconds."""
+    address: str | None = None
+    """Of the worker that has the loop's optimizer waiting."""
+    with_points: bool = False
+    """Whether the points go with it: where it goes they are not known."""
+    future: Future[Any] = field(default_factory=Future)
+    attempt: int = 0
+    tries: int = 0
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """What a slice of a loop came to, and where."""
+
+    advance: Advance
+    where: str
+    address: str | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """What programs can run on: the driver's own engine, and workers."""
+
+    workers: tuple[Device, ...]
+    name: str
+
+    def at_hand(self, required: Need) -> bool:
+        """Whether the driver's engine is the place for a lone program: it is short, or fits nowhere else."""
+        if required.bytes > _driver_bytes():
+            return False
+        return required.seconds < _WORTH_THE_TRIP or required.bytes > max(d.bytes for d in self.workers)
+
+    def placed(self, required: Need, *, alone: bool, what: str = "the program") -> str:
+        """The name of where a program would go; raises `TooLarge` with what it would be refused with."""
+        if alone and self.at_hand(required):
+            return "the driver's engine"
+        refusal = Ledger(expected=self.workers).submit(Job(what, required), 0.0)
+        if refusal is not None:
+            raise refusal.error
+        return self.name
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest worker."""
+        return max(worker.bytes for worker in self.workers)
 
 
 @functools.cache
@@ -111,31 +186,33 @@ class Dispatcher:
         self._run = f"{run}@{secrets.token_hex(4)}"
         self._address, self._workers, self._progress = address, workers, progress
         self._guarded = guarded
-        self._near = Device("the driver's engine", 1, _driver_bytes(), _DRIVER_LATENCY)
         self._lock = threading.RLock()
-        self._programs: deque[ProgramAsk] = deque()
-        self._steps: deque[StepAsk] = deque()
-        self._flying: set[ProgramAsk | StepAsk] = set()
-        self._batches_flying = 0
-        self._steps_flying = 0
+        self._ledger: Ledger | None = None
+        """What waits and what runs where, once it is known which workers there are or will be."""
+        self._asks: dict[Hashable, ProgramAsk | StepAsk | LoopAsk] = {}
+        """Everything asked and not answered, by its number in the ledger."""
+        self._jobs: dict[Hashable, Job] = {}
+        self._numbers = itertools.count()
+        self._expected: tuple[Device, ...] = ()
+        self._step_seconds: dict[str, float] = {}
+        """What steps of each name took of late, in seconds: the longest counts more than the others."""
         self._cluster: Cluster | None = None
         self._starting = False
         self._ready = threading.Event()
-        self._wide: Device | None = None
         self._closed: BaseException | None = None
+        self._leaving = threading.Event()
         self.cluster_seconds = 0.0
         """Time spent starting or joining the cluster, in seconds."""
 
     def evaluate(self, ask: ProgramAsk, *, alone: bool) -> None:
         """Resolve ``ask.future``: at hand, in this thread, if the placement says so; else as `submit` does."""
         try:
-            placements = place([Waiting(need(ask.program), alone)], [Free(self._near, 1), Free(self._wide_device(), 1)])
+            required = need(ask.program)
+            near = alone and Site(tuple(self._workers_known()), "").at_hand(required)
         except HybridqError as error:
             ask.future.set_exception(error)
             return
-        if placements.refusals:
-            ask.future.set_exception(placements.refusals[0].error)
-        elif placements.batches[0].device == self._near.name:
+        if near:
             _resolve(ask.future, lambda: ask.finish(self._evaluate_here(ask)))
         else:
             self.submit(ask)
@@ -144,40 +221,47 @@ class Dispatcher:
         """Queue one program for the cluster; its future is resolved when it was recorded, or cannot be had."""
         try:
             encode_template(ask.program.template)
-            placements = place([Waiting(need(ask.program), False)], [Free(self._wide_device(), 1)])
-        except HybridqError as error:
-            ask.future.set_exception(error)
-            return
-        if placements.refusals:  # before a cluster is started for it
-            ask.future.set_exception(placements.refusals[0].error)
-            return
-        self._enqueue(self._programs, ask)
+            self._enqueue(ask, need(ask.program), ask.program.template.digest)
+        except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
+            _resolve(ask.future, lambda error=error: _raise(error))  # type: ignore[misc]
+
+    def advance(self, ask: LoopAsk, *, alone: bool) -> None:
+        """Run a slice of a loop: at hand, in this thread, if nothing else could run beside it; else on the cluster."""
+        try:
+            required = need(ask.loop.program)
+            if alone and required.bytes <= _driver_bytes():
+                _resolve(ask.future, lambda: self._advance_here(ask))
+            else:
+                self._enqueue(ask, replace(required, seconds=_SLICE), ask.loop.program.template.digest)
+        except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
+            _resolve(ask.future, lambda error=error: _raise(error))  # type: ignore[misc]
 
     def submit_step(self, ask: StepAsk) -> None:
         """Queue one step for the cluster; its future is resolved when it was recorded, or cannot be had."""
+        known = self._step_seconds.get(ask.name)
         try:
-            wide = self._wide_device()
-        except HybridqError as error:
-            ask.future.set_exception(error)
-            return
-        if ask.memory > wide.bytes:
-            ask.future.set_exception(TooLarge(
-                f"{ask.location} asks for {format_bytes(ask.memory)} ({ask.memory:,} bytes), and a worker of "
-                f"{wide.name} has {format_bytes(wide.bytes)} ({wide.bytes:,} bytes) for one step. Use fewer workers "
-                "with more memory each, or a cluster with larger workers."
-            ))  # fmt: skip
-            return
-        self._enqueue(self._steps, ask)
+            seconds = known if known is not None and ask.packable else _UNKNOWN_STEP
+            self._enqueue(ask, Need(ask.memory, seconds), ask.name)
+        except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
+            _resolve(ask.future, lambda error=error: _raise(error))  # type: ignore[misc]
 
-    def _enqueue(self, queue: deque[Any], ask: ProgramAsk | StepAsk) -> None:
+    def _enqueue(self, ask: ProgramAsk | StepAsk | LoopAsk, required: Need, template: str) -> None:
+        """Put ``ask`` into the queue; raises what it is refused with."""
+        self._workers_known()
+        kind = "loop" if isinstance(ask, LoopAsk) else "quantum" if isinstance(ask, ProgramAsk) else "classical"
+        parent = ask.location.parent
         with self._lock:
-            closed = self._closed
-            if closed is None:
-                queue.append(ask)
-        if closed is not None:
-            ask.future.set_exception(closed)
-        else:
-            self._pump()
+            self._refuse_if_closed()
+            assert self._ledger is not None
+            times = next(self._numbers)
+            number = str(ask.location) if str(ask.location) not in self._asks else f"{ask.location} ({times})"
+            job = Job(number, required, self._run, str(parent or ""), template=template, kind=kind)
+            refusal = self._ledger.submit(job, time.monotonic())
+            if refusal is not None:
+                raise refusal.error
+            self._asks[number] = ask
+            self._jobs[number] = job
+        self._pump()
 
     def close(self) -> None:
         """End the cluster, if one was started; everything asked must have been answered."""
@@ -189,12 +273,11 @@ class Dispatcher:
         self._leave(Interrupted("the run was interrupted"))
 
     def _leave(self, reason: BaseException) -> None:
+        self._leaving.set()
         with self._lock:
             self._closed = reason
             starting = self._starting
-            asks: list[ProgramAsk | StepAsk] = [*self._programs, *self._steps, *self._flying]
-            self._programs.clear()
-            self._steps.clear()
+            asks = self._emptied()
         for ask in asks:
             if not ask.future.done():
                 ask.future.set_exception(reason)
@@ -203,6 +286,13 @@ class Dispatcher:
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
+
+    def _emptied(self) -> list[ProgramAsk | StepAsk | LoopAsk]:
+        """Everything asked that is not answered; nothing is after it."""
+        asks = list(self._asks.values())
+        self._asks.clear()
+        self._jobs.clear()
+        return asks
 
     def _refuse_if_closed(self) -> None:
         if self._closed is not None:
@@ -221,22 +311,37 @@ class Dispatcher:
             if not _worth_another_try(outcome, ask.tries):
                 raise outcome
 
+    def _advance_here(self, ask: LoopAsk) -> Advanced:
+        while True:
+            self._refuse_if_closed()
+            try:
+                found = driver_engine().advance(ask.loop, len(ask.points), ask.points, ask.seconds)
+                return Advanced(found, "driver", None)
+            except EngineFailed as error:
+                ask.tries += 1
+                if not _worth_another_try(error, ask.tries):
+                    raise
+
     # -- on the cluster --------------------------------------------------------------------------------------------
 
-    def _wide_device(self) -> Device:
-        """The cluster as a device: as it is once it runs, as it will be before a local one is started."""
+    def site(self) -> Site:
+        """What there is to run on now. A cluster of our own is not started for it, one that was given is joined."""
+        return Site(tuple(self._workers_known()), "the cluster" if self._address is not None else "the local cluster")
+
+    def _workers_known(self) -> Sequence[Device]:
+        """The workers as devices: as they are once the cluster runs, as they will be before a local one is started."""
         with self._lock:
-            if self._wide is None:
-                if self._address is None:
-                    self._wide = _local_device(self._workers)
-                else:
-                    self._start_cluster()
-        if self._wide is None:
+            if self._ledger is None and self._address is None:
+                expected = _local_devices(self._workers)
+                self._ledger, self._expected = _ledger(expected), expected
+            elif self._ledger is None:
+                self._start_cluster()
+        if self._ledger is None:
             self._ready.wait()
-            with self._lock:
-                self._refuse_if_closed()
-        assert self._wide is not None
-        return self._wide
+        with self._lock:
+            self._refuse_if_closed()
+            assert self._ledger is not None
+            return self._ledger.devices or self._expected
 
     def _start_cluster(self) -> None:
         with self._lock:
@@ -254,26 +359,57 @@ class Dispatcher:
             if self._address is None and not self._guarded:
                 raise WorkflowError(_UNGUARDED)
             cluster = Cluster(self._address, self._workers)
-            wide = cluster.device()
+            devices = cluster.devices()
+            if not devices:
+                raise NoDevice(f"the cluster at {cluster.address} has no workers; start some, then run again.")
         except BaseException as error:  # noqa: BLE001  # handed to every caller that waits for the cluster
             self._leave_without_cluster(error)
             return
+        refused: list[tuple[ProgramAsk | StepAsk | LoopAsk, BaseException]] = []
         with self._lock:
-            self._cluster, self._wide = cluster, wide
+            # a worker that is restarted is away for a while: what only it can take waits
+            self._cluster, self._ledger, self._expected = cluster, _ledger(devices), devices
             self._starting = False
             self.cluster_seconds = time.monotonic() - begun
-        self._progress.message(f"cluster ready in {self.cluster_seconds:.1f} s, dashboard {cluster.dashboard}")
+            for device in devices:
+                self._ledger.join(device, time.monotonic())
+            for number, job in list(self._jobs.items()):
+                refusal = self._ledger.submit(job, time.monotonic())
+                if refusal is not None:  # the workers are not what was expected of them
+                    refused.append((self._asks.pop(number), refusal.error))
+                    del self._jobs[number]
+        for ask, reason in refused:
+            _resolve(ask.future, functools.partial(_raise, reason))
+        threading.Thread(target=self._watch, args=(cluster,), name="hybridq-watch", daemon=True).start()
         self._ready.set()
         self._pump()
+        self._progress.message(f"cluster ready in {self.cluster_seconds:.1f} s, dashboard {cluster.dashboard}")
+
+    def _watch(self, cluster: Cluster) -> None:
+        """Tell the ledger which workers come and go; what was on one that went, Dask gives to others."""
+        while not self._leaving.wait(_WATCH_SECONDS):
+            try:
+                found = {device.name: device for device in cluster.devices()}
+            except Exception:  # noqa: BLE001  # the scheduler is gone, or the run is being left: its tasks tell
+                continue
+            with self._lock:
+                assert self._ledger is not None
+                known = {device.name for device in self._ledger.devices}
+                for name in known - found.keys():
+                    self._ledger.leave(name)
+                for name in found.keys() - known:
+                    self._ledger.join(found[name], time.monotonic())
+            if known != found.keys():
+                self._progress.message(f"{len(found)} workers, {len(known)} before")
+                self._pump()
 
     def _leave_without_cluster(self, error: BaseException) -> None:
+        self._leaving.set()
         with self._lock:
             self._starting = False
             if self._closed is None:
                 self._closed = error
-            asks: list[ProgramAsk | StepAsk] = [*self._programs, *self._steps, *self._flying]
-            self._programs.clear()
-            self._steps.clear()
+            asks = self._emptied()
         self._ready.set()
         for ask in asks:
             _resolve(ask.future, lambda: _raise(error))
@@ -282,30 +418,14 @@ class Dispatcher:
         """Send what the placement lets go."""
         sends: list[Callable[[], None]] = []
         with self._lock:
-            if self._closed is not None or not (self._programs or self._steps):
+            if self._closed is not None or not self._asks:
                 return
             if self._cluster is None:
                 self._start_cluster()
                 return
-            assert self._wide is not None
-            while self._steps and self._steps_flying < _STEPS_AHEAD * self._wide.slots:
-                step = self._steps.popleft()
-                self._steps_flying += 1
-                self._flying.add(step)
-                sends.append(lambda step=step: self._send_step(step))  # type: ignore[misc]
-            queue = list(self._programs)
-            slots = _AHEAD * self._wide.slots - self._batches_flying
-            placements = place([Waiting(need(a.program), False) for a in queue], [Free(self._wide, max(0, slots))])
-            for refusal in placements.refusals:
-                self._programs.remove(queue[refusal.program])
-                sends.append(lambda r=refusal: queue[r.program].future.set_exception(r.error))  # type: ignore[misc]
-            for batch in placements.batches:
-                asks = [queue[i] for i in batch.programs]
-                for ask in asks:
-                    self._programs.remove(ask)
-                self._flying.update(asks)
-                self._batches_flying += 1
-                sends.append(lambda asks=asks: self._send_batch(asks))  # type: ignore[misc]
+            assert self._ledger is not None
+            for batch in self._ledger.decide(time.monotonic()):
+                sends.append(functools.partial(self._send, batch, [self._asks[number] for number in batch.jobs]))
         for send in sends:
             try:
                 send()
@@ -313,7 +433,34 @@ class Dispatcher:
                 self._leave_without_cluster(error)
                 return
 
-    def _send_batch(self, asks: list[ProgramAsk]) -> None:
+    def _send(self, batch: Batch, asks: list[Any]) -> None:
+        if isinstance(asks[0], LoopAsk):
+            self._send_loop(batch, asks[0])
+        elif isinstance(asks[0], ProgramAsk):
+            self._send_programs(batch, asks)
+        else:
+            self._send_steps(batch, asks)
+
+    def _ended(self, batch: Batch) -> None:
+        """A batch is no longer where it was, and its jobs are no longer asked for."""
+        with self._lock:
+            for number in batch.jobs:
+                self._asks.pop(number, None)
+                self._jobs.pop(number, None)
+            with contextlib.suppress(KeyError):  # its worker left before
+                assert self._ledger is not None
+                self._ledger.done(batch, time.monotonic())
+
+    def _again(self, ask: ProgramAsk | StepAsk | LoopAsk) -> None:
+        """Ask once more what was not answered."""
+        if isinstance(ask, ProgramAsk):
+            self.submit(ask)
+        elif isinstance(ask, LoopAsk):
+            self.advance(ask, alone=False)
+        else:
+            self.submit_step(ask)
+
+    def _send_programs(self, batch: Batch, asks: list[ProgramAsk]) -> None:
         from hybridq.cluster import BYTES, SLOTS, run_batch
 
         cluster = self._cluster
@@ -322,15 +469,13 @@ class Dispatcher:
         first = asks[0]
         others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
         key = (f"quantum-{first.name}", f"{self._run}/{first.location}{others}", first.attempt)
-        needs = {SLOTS: 1, BYTES: max(need(a.program).bytes for a in asks)}
+        needs = {SLOTS: 1, BYTES: batch.bytes}
         timeouts = [a.timeout for a in asks]
         timeout = None if None in timeouts else sum(t for t in timeouts if t is not None)
         started = time.time()
 
         def done(answer: Any, error: BaseException | None) -> None:
-            with self._lock:
-                self._batches_flying -= 1
-                self._flying.difference_update(asks)
+            self._ended(batch)
             if error is None:
                 packed, where = answer
                 outcomes = _outcomes(packed, len(asks), where)
@@ -340,58 +485,125 @@ class Dispatcher:
                 self._answer_program(ask, outcome, started, where)
             self._pump()
 
-        cluster.submit(run_batch, (pack([a.program for a in asks]), timeout), key=key, needs=needs, done=done)
+        arguments = (pack([a.program for a in asks]), timeout)
+        cluster.submit(run_batch, arguments, key=key, needs=needs, done=done, prefer=batch.device)
+
+    def _send_loop(self, batch: Batch, ask: LoopAsk) -> None:
+        from hybridq.cluster import BYTES, SLOTS, run_loop
+
+        cluster = self._cluster
+        if cluster is None:
+            return
+        ask.attempt += 1
+        key = (f"quantum-{ask.name}", f"{self._run}/{ask.location}@{len(ask.points)}", ask.attempt)
+        needs = {SLOTS: 1, BYTES: batch.bytes}
+
+        def done(answer: Any, error: BaseException | None) -> None:
+            self._ended(batch)
+            if error is None:
+                packed, where, address = answer
+                found: Any = unpack_advance(packed)
+                if isinstance(found, Advance) and found.state == "lost" and not ask.with_points:
+                    ask.with_points = True
+                    self._again(ask)
+                    return
+                error = found if isinstance(found, BaseException) else None
+            if error is None:
+                _resolve(ask.future, lambda: Advanced(found, where, address))
+            else:
+                ask.tries += 1
+                if _worth_another_try(error, ask.tries):
+                    self._again(ask)
+                    return
+                _resolve(ask.future, lambda: _raise(error))
+            self._pump()
+
+        packed = pack_loop(ask.loop, len(ask.points), ask.points if ask.with_points else None, ask.seconds)
+        where = ask.address or batch.device
+        cluster.submit(run_loop, (packed, ask.loop.token), key=key, needs=needs, done=done, prefer=where)
 
     def _answer_program(self, ask: ProgramAsk, outcome: Outcome | BaseException, started: float, where: str) -> None:
         if isinstance(outcome, Outcome):
             _resolve(ask.future, lambda: ask.finish(Evaluated(outcome, started, where, ask.attempt)))
             return
         ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
-        if _worth_another_try(outcome, ask.tries):
-            with self._lock:
-                if self._closed is None:
-                    self._programs.appendleft(ask)
-                    return
+        if _worth_another_try(outcome, ask.tries) and self._closed is None:
+            self.submit(ask)
+            return
         _resolve(ask.future, lambda: _raise(outcome))
 
-    def _send_step(self, ask: StepAsk) -> None:
-        from hybridq.cluster import BYTES, run_step_task
+    def _send_steps(self, batch: Batch, asks: list[StepAsk]) -> None:
+        """Steps that travel in one task; each is answered, fails and is tried again by itself."""
+        from hybridq.cluster import BYTES, run_steps
 
         cluster = self._cluster
         if cluster is None:
             return
-        key = (f"classical-{ask.name}", f"{self._run}/{ask.location}", ask.attempt)
+        first = asks[0]
+        others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
+        key = (f"classical-{first.name}", f"{self._run}/{first.location}{others}", first.attempt)
 
-        def done(reply: Any, error: BaseException | None) -> None:
-            with self._lock:
-                self._steps_flying -= 1
-                self._flying.discard(ask)
-            if error is None and reply.raised is not None and ask.attempt < ask.retries:
-                with self._lock:
-                    ask.attempt += 1
-                    self._steps.append(ask)
-            elif error is None:
-                _resolve(ask.future, lambda: ask.finish(reply, ask.attempt))
-            else:
-                _resolve(ask.future, lambda: _raise(error))
+        def done(replies: Any, error: BaseException | None) -> None:
+            self._ended(batch)
+            if error is not None and len(asks) > 1:  # one may have taken the worker with it: never together again
+                for ask in asks:
+                    ask.attempt, ask.retries, ask.together = ask.attempt + 1, ask.retries + 1, False
+                    self._again(ask)
+                return
+            for number, ask in enumerate(asks):
+                if error is not None:
+                    _resolve(ask.future, lambda: _raise(error))
+                else:
+                    self._answer_step(ask, replies[number])
             self._pump()
 
         overran = None
-        if ask.timeout is not None:
-            error = TimedOut(
-                f"{ask.location} ran longer than its timeout of {ask.timeout:g} s; its worker was restarted."
+        if first.timeout is not None:
+            late = TimedOut(
+                f"{first.location} ran longer than its timeout of {first.timeout:g} s; its worker was restarted."
             )
-            overran = lambda: done(None, error)  # noqa: E731
-        needs = {BYTES: ask.memory} if ask.memory else {}
-        watched = None if ask.timeout is None else key
-        arguments = (ask.call, str(ask.location), ask.seed, watched)
-        cluster.submit(run_step_task, arguments, key=key, needs=needs, done=done, timeout=ask.timeout, overran=overran)
+            overran = lambda: done(None, late)  # noqa: E731
+        needs = {BYTES: batch.bytes} if batch.bytes else {}
+        watched = None if first.timeout is None else key
+        arguments = ([(ask.call, str(ask.location)) for ask in asks], first.seed, watched)
+        cluster.submit(
+            run_steps, arguments, key=key, needs=needs, done=done, timeout=first.timeout, overran=overran,
+            prefer=batch.device,
+        )  # fmt: skip
+
+    def _expect(self, name: str, seconds: float) -> None:
+        """What waits of the steps called ``name`` is known to be shorter or longer from now on; the lock is held."""
+        assert self._ledger is not None
+        for number, ask in self._asks.items():
+            packable = isinstance(ask, StepAsk) and ask.name == name and ask.packable
+            if packable and self._ledger.cancel(number):
+                job = self._jobs[number]
+                self._jobs[number] = replace(job, need=replace(job.need, seconds=seconds))
+                self._ledger.submit(self._jobs[number], time.monotonic())
+
+    def _answer_step(self, ask: StepAsk, reply: StepReply) -> None:
+        with self._lock:
+            known = self._step_seconds.get(ask.name)
+            self._step_seconds[ask.name] = (
+                reply.seconds if known is None else max(reply.seconds, 0.8 * known + 0.2 * reply.seconds)
+            )
+            if known is None:
+                self._expect(ask.name, reply.seconds)
+        if reply.raised is not None and ask.attempt < ask.retries:
+            ask.attempt += 1
+            self._again(ask)
+        else:
+            _resolve(ask.future, lambda: ask.finish(reply, ask.attempt))
 
 
-def _local_device(workers: int) -> Device:
-    """The device that a local cluster of ``workers`` one-thread workers will be."""
-    memory = psutil.virtual_memory().total // workers
-    return Device("the local cluster", workers, worker_allowance(memory, 1), ROUND_TRIP)
+def _local_devices(workers: int) -> tuple[Device, ...]:
+    """The workers, of one thread each, that a local cluster of ``workers`` will have."""
+    memory = worker_allowance(psutil.virtual_memory().total // workers, 1)
+    return tuple(Device(f"worker {i}", 1, memory, 1, ROUND_TRIP, kinds=KINDS) for i in range(workers))
+
+
+def _ledger(expected: Sequence[Device]) -> Ledger:
+    return Ledger(expected=expected, batch_seconds=_PACKED_SECONDS)
 
 
 def _outcomes(packed: bytes, count: int, where: str) -> list[Outcome | BaseException]:

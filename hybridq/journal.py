@@ -24,7 +24,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -85,6 +85,8 @@ class RunHeader:
     arguments: str
     inputs: Document
     seed: int
+    backend: Document
+    """What evaluates everything that names no backend of its own."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,11 @@ class Circuit:
     qubits: int
     gates: int
     paulis: int
+    backend: Document
+    """What evaluated it: method and noise, or where a backend came from."""
+    need: Document = None
+    """What one row of it was predicted to take when it was first recorded: ``bytes``, ``seconds``, with its ``shots``
+    (None for exact values)."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,8 @@ class Row:
     shots: int | None
     seconds: float
     where: str
+    program: str = ""
+    """What was evaluated, as in `Circuit`; empty for the same as in the loop's row before, or for another objective."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +248,7 @@ class Event:
 
 @dataclass(frozen=True)
 class End:
-    """A driver left the run: ``finished``, ``failed`` or ``interrupted``."""
+    """A driver left the run: ``finished``, ``failed``, ``interrupted``, or ``planned``."""
 
     kind = "end"
     status: str
@@ -257,6 +266,10 @@ _KINDS: dict[str, type[Any]] = {
     for c in (RunHeader, Opened, Code, Circuit, Step, Evaluation, Loop, Row, LoopEnd, Failure, Survived, Event, End)
 }
 _FIELDS = {c: tuple(f.name for f in dataclasses.fields(c)) for c in _KINDS.values()}
+_OPTIONAL = {
+    c: {f.name for f in dataclasses.fields(c) if f.default is not dataclasses.MISSING} for c in _KINDS.values()
+}
+"""Fields that older journals do not have."""
 
 
 def pack_array(array: NDArray[np.float64]) -> str:
@@ -267,6 +280,15 @@ def pack_array(array: NDArray[np.float64]) -> str:
 def unpack_array(text: str) -> NDArray[np.float64]:
     """The vector that `pack_array` was given, shape (n,)."""
     return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
+
+
+def _text(record: Record) -> bytes:
+    """A record's line from its first member on."""
+    fields: dict[str, Any] = {"k": record.kind}
+    for name in _FIELDS[type(record)]:
+        fields[name] = getattr(record, name)
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")[1:]  # a lone surrogate, as of a file's name, as JSON's escape
 
 
 # -- run directories ---------------------------------------------------------------------------------------------
@@ -353,7 +375,7 @@ def _parse(fields: dict[str, Any], path: Path, number: int) -> Record:
             f"{path} has format {fields.get('format')}, this hybridq reads format {FORMAT}; it was left untouched. "
             "Use the version of hybridq that wrote it."
         )
-    if kind is None or set(fields) != set(_FIELDS[kind]):
+    if kind is None or set(fields) | _OPTIONAL[kind] != set(_FIELDS[kind]):
         raise Version(f"{path}, line {number}: a record that this version of hybridq does not know; left untouched.")
     record: Record = kind(**fields)
     return record
@@ -446,19 +468,22 @@ class Journal:
         When this returns the record survives any kill of processes. Raises `JournalError` if it could not be written
         whole (the file is cut back to its last whole line), or if an earlier write or sync failed.
         """
-        fields: dict[str, Any] = {"k": record.kind}
-        for name in _FIELDS[type(record)]:
-            fields[name] = getattr(record, name)
-        text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        rest = text.encode("utf-8", "backslashreplace")[1:]  # a lone surrogate, as of a file's name, as JSON's escape
+        return self.append_all([record])
+
+    def append_all(self, several: Sequence[Record]) -> int:
+        """Write ``several`` records as `append` does, all at once; return the last one's line number."""
+        texts = [_text(record) for record in several]
         with self._lock:
             self._check()
-            chain = _link(self._chain, rest)
-            line = b'{"chain":"' + chain.encode() + b'",' + rest + b"\n"
-            self._write(line)
+            chain, lines = self._chain, []
+            for text in texts:
+                chain = _link(chain, text)
+                lines.append(b'{"chain":"' + chain.encode() + b'",' + text + b"\n")
+            whole = b"".join(lines)
+            self._write(whole)
             self._chain = chain
-            self._size += len(line)
-            self._line += 1
+            self._size += len(whole)
+            self._line += len(lines)
             number = self._line
         self._dirty.set()
         return number

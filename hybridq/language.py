@@ -25,14 +25,17 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hybridq import journal as records
+from hybridq.backends import named_backend
 from hybridq.dispatch import driver_engine
+from hybridq.engines.loops import settings_as_data
 from hybridq.errors import NotFinite, WorkflowError
 from hybridq.journal import Journal, run_directory
 from hybridq.location import Location, seed_key
+from hybridq.planning import Unknown, Unplanned, completed, needed, origin, unknown_in
 from hybridq.program import GRADIENTS, Outcome, Program, Request, derivatives, program, result
 from hybridq.progress import Progress
 from hybridq.resources import Need, parse_bytes
-from hybridq.runner import LoopCall, Pending, Run, StepCall, describe_call, follows, scalar
+from hybridq.runner import LoopCall, Pending, PlannedRun, Run, StepCall, describe_call, follows, scalar
 from hybridq.scope import Describing, Scope, StepScope, current
 from hybridq.source import source_of, unwrap
 from hybridq.values import digest, encode
@@ -229,7 +232,7 @@ def workflow(function: Callable[P, R]) -> WorkflowFunction[P, R]:
 
 
 def expval(circuit: Any, observables: Any, theta: Any = None, *, shots: int | None = None,
-           precision: float | None = None) -> Request:  # fmt: skip
+           precision: float | None = None, backend: Any = None, grouping: str | None = None) -> Request:  # fmt: skip
     """Describe expectation values of ``observables`` in the state that ``circuit`` prepares.
 
     ``circuit`` is a Qiskit ``QuantumCircuit`` without measurements before its end. ``observables`` is a
@@ -237,19 +240,23 @@ def expval(circuit: Any, observables: Any, theta: Any = None, *, shots: int | No
     sequence of these. ``theta`` has shape (..., P), radians, for the P parameters in the order of
     ``circuit.parameters``, or maps parameters or their names to values; its leading axes broadcast with the
     observables' shape as in a Qiskit PUB. Exact without ``shots`` and ``precision``; ``shots`` are split among groups
-    of qubit-wise commuting Paulis; ``precision`` asks for the shots that keep the standard error below it in any state.
+    of Paulis that are measured together; ``precision`` asks for the shots that keep the standard error below it in any
+    state. ``grouping`` is ``"qubit-wise"`` (default) or ``"commuting"``: fewer groups, wider measurements. ``backend``
+    is what evaluates it, in place of the run's: ``hq.Aer(method=..., noise=...)``, ``hq.Adjoint()``,
+    ``hq.Backend("module:function")``, a Qiskit ``BackendV2``, or a name such as ``"density_matrix"``.
     """
     if observables is None:
         raise WorkflowError("no observable was given; hq.expval(circuit, observables, theta) needs at least one.")
-    return Request(circuit, observables, theta, shots, precision)
+    return Request(circuit, observables, theta, shots, precision, backend, grouping)
 
 
-def sample(circuit: Any, theta: Any = None, *, shots: int) -> Request:
+def sample(circuit: Any, theta: Any = None, *, shots: int, backend: Any = None) -> Request:
     """Describe ``shots`` samples of bit strings from ``circuit``, for each row of ``theta`` (shape (..., P), radians).
 
-    A circuit without classical bits has all its qubits measured; otherwise its own measurements count.
+    A circuit without classical bits has all its qubits measured; otherwise its own measurements count. ``backend`` is
+    as in `expval`.
     """
-    return Request(circuit, None, theta, shots, None)
+    return Request(circuit, None, theta, shots, None, backend)
 
 
 class Future(Generic[R]):
@@ -363,7 +370,8 @@ def gradient(fun: QuantumFunction[Any], *args: Any, method: str = "auto") -> np.
 
     Shape (..., P): the broadcast shape of parameters and observables, then the P parameters in the order of
     ``circuit.parameters``; in units of the observable a radian. ``method`` is ``"adjoint"`` (exact values only),
-    ``"parameter-shift"`` (Schuld et al., Phys. Rev. A 99, 032331) or ``"auto"``. Recorded in runs like a value.
+    ``"parameter-shift"`` (Schuld et al., Phys. Rev. A 99, 032331), ``"spsa"`` (a random estimate by two evaluations:
+    Spall, IEEE Trans. Autom. Control 37, 332) or ``"auto"``. Recorded in runs like a value.
     """
     if not isinstance(fun, QuantumFunction):
         raise WorkflowError(f"hq.gradient takes a quantum function, not {fun!r}.")
@@ -419,9 +427,10 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
     `WorkflowError` for bad settings before anything is evaluated, `NotFinite` if the objective is NaN or infinite.
 
     ``jac`` is a function as in scipy, or for a quantum function the way to its gradient, which then comes with each
-    value: ``"adjoint"``, ``"parameter-shift"``, or ``"auto"``, which takes the adjoint for exact values if it is
-    installed and parameter shift otherwise, where ``method`` uses gradients and ``fun`` hands ``x`` on unchanged. None
-    leaves gradients to the method (finite differences). ``jac=True`` is refused.
+    value: ``"adjoint"``, ``"parameter-shift"``, ``"spsa"`` (a random estimate, as `gradient` gives it), or ``"auto"``,
+    which takes the adjoint for exact values if it is installed and parameter shift otherwise, where ``method`` uses
+    gradients and ``fun`` hands ``x`` on unchanged. None leaves gradients to the method (finite differences).
+    ``jac=True`` is refused.
     """
     from scipy import optimize
 
@@ -432,8 +441,8 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
             "jac=True says that fun returns value and gradient; hybridq records one real number for each evaluation. "
             "Give the gradient as a function of its own, jac=gradient."
         )
-    start = _start_point(x0)
     args = args if isinstance(args, tuple) else (args,)
+    start = _start_point(_known_start(fun, x0, args))
     _check_method(method)
     named = isinstance(jac, str) and jac in GRADIENTS
     if named and jac != "auto" and not isinstance(fun, QuantumFunction):
@@ -475,10 +484,23 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
         has_bodies=not isinstance(fun, QuantumFunction)
         or constraints not in ((), [], None)
         or any(callable(value) for value in (method, jac, hess, hessp, callback)),
-        gradient=functools.partial(_gradient, fun, start, args, method, jac),
+        start=start,
+        closed=_closed(fun, method, jac, (hess, hessp, callback), bounds, constraints, tol, options),
+        gradient=functools.partial(_gradient, fun, start, args, method, jac, run.backend),
         solve=solve,
+        beside=_of_a_point(jac, constraints),
     )
     return run.loop(scope, location, call)
+
+
+def _closed(fun: Any, method: Any, jac: Any, others: tuple[Any, ...], bounds: Any, constraints: Any, tol: Any,
+            options: Any) -> Mapping[str, Any] | None:  # fmt: skip
+    """Settings of scipy as data, where a loop has no code of the researcher's but its quantum function."""
+    named = jac is None or (isinstance(jac, str) and jac in GRADIENTS)
+    by_name = named and (method is None or isinstance(method, str))
+    if not isinstance(fun, QuantumFunction) or not by_name or any(other is not None for other in others):
+        return None
+    return settings_as_data(bounds, tol, options) if constraints is None or constraints in ((), []) else None
 
 
 _WITH_GRADIENT = {
@@ -488,14 +510,15 @@ _WITH_GRADIENT = {
 """Methods of scipy that use gradients; None is one of them, whichever scipy takes."""
 
 
-def _gradient(fun: Any, start: np.ndarray[Any, Any], args: tuple[Any, ...], method: Any, jac: Any) -> str:
+def _gradient(fun: Any, start: np.ndarray[Any, Any], args: tuple[Any, ...], method: Any, jac: Any,
+              backend: Any = None) -> str:  # fmt: skip
     """How gradients come with the values of ``fun``: "none", or as in a numeric plan. Evaluates nothing."""
     if not isinstance(fun, QuantumFunction) or jac not in GRADIENTS:
         return "none"
     if jac == "auto" and not (method is None or (isinstance(method, str) and method.lower() in _WITH_GRADIENT)):
         return "none"
     request = describe_call(fun.__name__, functools.partial(fun.__wrapped__, start.copy(), *args))
-    asked = program(request, seed=0, location=Location(fun.__name__), gradient=jac)
+    asked = program(request, seed=0, location=Location(fun.__name__), gradient=jac, backend=backend)
     if follows(asked, start):
         return asked.plan.gradient
     if jac == "auto":
@@ -504,6 +527,29 @@ def _gradient(fun: Any, start: np.ndarray[Any, Any], args: tuple[Any, ...], meth
         f"{fun.__name__} evaluates other parameters than its first argument, so jac={jac!r} would not be the gradient "
         "by it; give jac=None for finite differences, or pass the argument on as it is."
     )
+
+
+def _known_start(fun: Any, x0: Any, args: tuple[Any, ...]) -> Any:
+    """``x0``; in a plan, zeros for one that is not known yet, as many as ``fun`` has parameters."""
+    if (missing := unknown_in(x0)) is None:
+        return x0
+    if isinstance(x0, (list, tuple)):
+        return np.zeros(len(x0))
+    if isinstance(fun, QuantumFunction):
+        request, _ = completed(describe_call(fun.__name__, functools.partial(fun.__wrapped__, x0, *args)))
+        if request is not None and np.ndim(request.theta) == 1:
+            return request.theta
+    raise Unplanned(origin(missing), "the start point of hq.minimize")
+
+
+def _of_a_point(jac: Any, constraints: Any) -> dict[str, Callable[..., Any]]:
+    """The researcher's functions of a point in a loop, by the names of their scopes."""
+    found = {"jac": jac} if callable(jac) else {}
+    for one in constraints if isinstance(constraints, (list, tuple)) else [constraints]:
+        parts = one if isinstance(one, Mapping) else {"fun": getattr(one, "fun", None)}
+        if callable(parts.get("fun")):
+            found[f"constraint_fun_{len(found)}" if "constraint_fun" in found else "constraint_fun"] = parts["fun"]
+    return found
 
 
 def _start_point(x0: Any) -> np.ndarray[Any, Any]:
@@ -537,6 +583,8 @@ def _check_method(method: Any) -> None:
 
 def _setting(value: Any, run: Run) -> Any:
     """A setting of a loop as data: functions by their code, scipy's constraint objects by their members."""
+    if isinstance(value, Unknown):  # callable, as its methods may be called
+        return value
     if callable(value):
         return {"code": run.source(value).digest}
     if type(value).__module__.startswith("scipy.optimize"):
@@ -657,8 +705,13 @@ class Overrides:
     seed: int | None = None
     workers: int | None = None
     cluster: str | None = None
+    backend: str | None = None
     take_over: bool = False
+    plan: bool = False
+    """Whether runs are planned: what is quantum is priced, and nothing of it evaluated (`hybridq.planning`)."""
     reports: list[RunReport] = field(default_factory=list)
+    plans: list[dict[str, Any]] = field(default_factory=list)
+    """What planned runs would take."""
 
 
 overrides: ContextVar[Overrides | None] = ContextVar("hybridq_overrides", default=None)
@@ -667,14 +720,15 @@ overrides: ContextVar[Overrides | None] = ContextVar("hybridq_overrides", defaul
 
 def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: int | None = None,
         cluster: Any = None, store: str | os.PathLike[str] | None = None, workers: int | None = None,
-        take_over: bool = False) -> R:  # fmt: skip
+        take_over: bool = False, backend: Any = None) -> R:  # fmt: skip
     """Run ``workflow(*args)``, or finish it: the same call on a run that was interrupted goes on where it stood.
 
     The record is kept in ``store/name`` (default ``./runs``). Without a ``name`` the run is named by the workflow and a
     digest of arguments, seed and code, so that an edit makes a new run; a given name is strict. ``seed`` (default 0)
     seeds all randomness. ``cluster`` is None for a Dask cluster of ``workers`` processes (default: one for each core)
     on this machine, a scheduler's address, or a ``distributed.Client``; it starts when the first call needs it.
-    ``take_over`` takes a run from a driver on another host that is known to be gone.
+    ``take_over`` takes a run from a driver on another host that is known to be gone. ``backend`` evaluates everything
+    that names none of its own, as in `expval`; it is part of what is evaluated, so another one is another run.
 
     Returns the workflow's value. Raises what the workflow raises; `WorkflowError` for a call written wrongly;
     `JournalError` if the run is in use or damaged.
@@ -682,6 +736,7 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     asked = overrides.get() or Overrides()
     cluster = asked.cluster if asked.cluster is not None else cluster
     workers = asked.workers if asked.workers is not None else workers
+    backend = named_backend(asked.backend if asked.backend is not None else backend)
     seed = asked.seed if asked.seed is not None else seed
     _check_run(workflow, name, seed, workers)
     seed = 0 if seed is None else int(seed)
@@ -692,16 +747,19 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     code = source_of(body)
     name = asked.name if asked.name is not None else name
     if name is None:
-        name = f"{title[:40]}-{digest([hashed, seed, code.digest])[:10]}"
+        name = f"{title[:40]}-{digest([hashed, seed, code.digest, backend.identity])[:10]}"
     directory = run_directory(Path(asked.store or store or "runs"), name)
     # the lock of a run is its process': one driver thread at a time
     journal = Journal(directory, take_over=take_over or asked.take_over)
     progress = Progress()
     try:
-        header = records.RunHeader(records.FORMAT, name, title, code.digest, hashed, journal.store(inputs), seed)
-        opened = Run(
+        header = records.RunHeader(
+            records.FORMAT, name, title, code.digest, hashed, journal.store(inputs), seed,
+            journal.store(encode(backend)),
+        )  # fmt: skip
+        opened = (PlannedRun if asked.plan else Run)(
             journal=journal, header=header, cluster=cluster, workers=workers or os.cpu_count() or 1, progress=progress,
-            guarded=_guarded(sys._getframe(1)),
+            guarded=_guarded(sys._getframe(1)), backend=backend,
         )  # fmt: skip
     except BaseException:
         journal.close()
@@ -727,7 +785,17 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
         with threadpool_limits(limits=1):
             value: R = opened.call(root, body, args, {})
         opened.go_on(root)
+        if asked.plan and unknown_in(value) is not None:
+            raise Unplanned(needed(value), "hq.run")
         opened.end("finished", value)
+    except Unplanned as stop:
+        assert isinstance(opened, PlannedRun)
+        opened.plan.gap(title, stop.at, f"what follows {stop.what} depends on the value of")
+        opened.end("planned")
+        progress.message(
+            f"{opened.name} planned: {opened.counts.steps_executed} steps executed and recorded in {journal.directory}"
+        )
+        raise
     except KeyboardInterrupt:
         leave = opened.dispatcher.abort
         opened.end("interrupted")
@@ -738,6 +806,8 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
         progress.message(f"failed; everything recorded is kept. Run again with: {shlex.join(sys.orig_argv)}")
         raise
     finally:
+        if isinstance(opened, PlannedRun):
+            asked.plans.append(opened.report())
         current.reset(token)
         _open_runs.discard(opened)
         leave()

@@ -9,31 +9,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit import QuantumCircuit
+from qiskit import ClassicalRegister, QuantumCircuit
 from qiskit.circuit import Gate, Instruction, Parameter
 from qiskit.quantum_info import Pauli, SparsePauliOp
 
+from hybridq.backends import Adjoint, Aer, AnyBackend, Backend, named_backend, physical_circuit
 from hybridq.errors import NotFinite, WorkflowError
 from hybridq.location import Location, seed_key
-from hybridq.resources import Need
 from hybridq.values import circuit_digest, digest
 
 if TYPE_CHECKING:
     from qiskit.primitives import BitArray
 
 __all__ = [
+    "CHANNELS",
     "GRADIENTS",
+    "GROUPINGS",
     "Estimate",
     "NumericPlan",
     "Outcome",
@@ -41,15 +44,15 @@ __all__ = [
     "Request",
     "Template",
     "derivatives",
-    "need",
     "numeric_plan",
+    "physical",
     "program",
     "result",
 ]
 
 MAX_SHOTS = 2**31 - 1
-OPERATOR_ENTRIES = 2**21
-"""Entries of the sparse matrices that the adjoint engine makes of all observables of a template, at most."""
+GROUPINGS = ("qubit-wise", "commuting")
+"""Which Paulis are measured together: those that agree on every qubit they share, or all that commute pairwise."""
 Array = NDArray[Any]
 
 
@@ -166,15 +169,17 @@ class NumericPlan:
     engine: str
     method: str
     sampling: str
-    """``exact`` (no shots), ``probabilities`` (own generator over exact probabilities), or ``trajectories`` (the
-    simulator's own shots, one execution a row with its own seed)."""
+    """``exact`` (no shots), ``probabilities`` (own generator over exact probabilities), ``simulator`` (the simulator's
+    own shots, each row and group with its own seed), or ``backend`` (the shots of a Qiskit backend)."""
     grouping: str
-    """``none`` for exact values and samples, ``qubit-wise`` for sampled expectation values."""
+    """``none`` for exact values and samples; for sampled expectation values one of `GROUPINGS`."""
     threads: int
     versions: tuple[tuple[str, str], ...]
     reason: str
     gradient: str = "none"
-    """``none``, or how derivatives come with the values: ``adjoint``, ``parameter-shift``."""
+    """``none``, or how derivatives come with the values: ``adjoint``, ``parameter-shift``, ``spsa``."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Further settings of the engine, by name: a bond dimension, the function that returns a backend."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +199,23 @@ class Template:
     num_paulis: int
     sampled_in_place: bool
     """Whether the circuit measures, resets or branches before its end, so that only whole executions can sample it."""
+    has_channels: bool = False
+    """Whether it has instructions that are no gates but quantum channels: noise, which needs a density matrix."""
+    backend: AnyBackend | None = None
+    """What evaluates it; None for a circuit as its backend has it (`physical`)."""
+    readout: tuple[tuple[float, float], ...] = ()
+    """Of a physical template: for each qubit the probabilities of reading 1 for 0 and 0 for 1; empty without errors."""
+    columns: tuple[int, ...] | None = None
+    """Of a physical template: the column of parameter values that each parameter of its circuit takes, where its
+    backend's translation left some out; None: as they come."""
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Encodings made by engines' wire format, kept with the template (never part of its identity)."""
+    """What was made of it once, kept with the template (never part of its identity)."""
+
+    @property
+    def positions(self) -> dict[Parameter, int]:
+        """The column of parameter values that each parameter of the circuit takes."""
+        columns = range(self.num_parameters) if self.columns is None else self.columns
+        return dict(zip(self.circuit.parameters, columns, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +228,10 @@ class Request:
     theta: Any
     shots: int | None = None
     precision: float | None = None
+    backend: Any = None
+    """What evaluates it, as `hybridq.backends.named_backend` takes it; None for the run's."""
+    grouping: str | None = None
+    """One of `GROUPINGS`; None for qubit-wise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +269,8 @@ class Outcome:
     seconds: float
     """Time inside the engine, in seconds."""
     peak_bytes: int
-    """Growth of the engine process' peak memory while it ran, in bytes (0 if it stayed below an earlier peak)."""
+    """Growth of the engine process' peak memory while it ran, in bytes: 0 if it stayed below an earlier peak, and for
+    programs of a projected need below 48 MiB, which are too small to be looked at."""
     gradients: Array | None = None
     """Derivatives of the values by the parameters, shape (rows, observables, parameters), in units of the observable a
     radian; None where the plan asks for none."""
@@ -254,10 +279,12 @@ class Outcome:
 # -- from request to program -------------------------------------------------------------------------------------
 
 
-def program(request: Request, *, seed: int, location: Location, gradient: str = "none") -> Program:
+def program(request: Request, *, seed: int, location: Location, gradient: str = "none",
+            backend: Any = None) -> Program:  # fmt: skip
     """Check ``request`` once and for all, and make it a program whose rows are seeded by ``seed`` and ``location``.
 
-    ``gradient`` is ``none``, or one of `GRADIENTS` for derivatives by all parameters with the values.
+    ``gradient`` is ``none``, or one of `GRADIENTS` for derivatives by all parameters with the values; ``backend`` is
+    what evaluates a request that names none.
     Raises `WorkflowError` for anything written wrongly, before anything is spent, and `NotFinite` for parameters that
     are NaN or infinite.
     """
@@ -266,7 +293,8 @@ def program(request: Request, *, seed: int, location: Location, gradient: str = 
             f"a quantum function returned {_describe(request)}; it must return hq.expval(...) or hq.sample(...) and "
             "do nothing else. Put classical arithmetic into a classical step or the workflow."
         )
-    template, observables_shape = _templates.get(request.circuit, request.observables)
+    backend = named_backend(backend if request.backend is None else request.backend)
+    template, observables_shape = _templates.get(request.circuit, request.observables, backend)
     theta = _parameters(request.theta, template.circuit)
     shots = _shots(request, template)
     batch_shape = theta.shape[:-1]
@@ -278,11 +306,11 @@ def program(request: Request, *, seed: int, location: Location, gradient: str = 
             "give them equal leading shapes, or 1 where one is to be repeated."
         ) from None
     rows = theta.reshape(math.prod(batch_shape), template.num_parameters)
-    if shots is None and not template.sampled_in_place:
+    plan = numeric_plan(template, shots, gradient, request.grouping)
+    if plan.sampling == "exact" and plan.gradient != "spsa":
         seeds = np.zeros((len(rows), 2), dtype=np.uint64)
     else:
         seeds = np.array([seed_key(seed, location, row) for row in range(len(rows))], dtype=np.uint64).reshape(-1, 2)
-    plan = numeric_plan(template, shots, gradient)
     return Program(template, rows, shots, seeds, plan, batch_shape, observables_shape)
 
 
@@ -444,10 +472,10 @@ class _TemplateCache:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[int, int], tuple[Any, Any, Template, tuple[int, ...], Any]] = OrderedDict()
+        self._known: OrderedDict[tuple[int, int, str], tuple[Any, Any, Template, tuple[int, ...], Any]] = OrderedDict()
 
-    def get(self, circuit: Any, observables: Any) -> tuple[Template, tuple[int, ...]]:
-        key = (id(circuit), id(observables))
+    def get(self, circuit: Any, observables: Any, backend: AnyBackend) -> tuple[Template, tuple[int, ...]]:
+        key = (id(circuit), id(observables), backend.identity)
         with self._lock:
             entry = self._known.get(key)
         if entry is not None:
@@ -461,7 +489,7 @@ class _TemplateCache:
                 and _same_observables(observables, template, shape)
             ):
                 return template, shape
-        template, shape = _template(circuit, observables)
+        template, shape = _template(circuit, observables, backend)
         with self._lock:
             self._known[key] = (circuit, observables, template, shape, template.circuit.global_phase)
             self._known.move_to_end(key)
@@ -493,10 +521,10 @@ def _same_observable(mine: SparsePauliOp, snapshot: SparsePauliOp) -> bool:
     )
 
 
-def _template(circuit: Any, observables: Any) -> tuple[Template, tuple[int, ...]]:
+def _template(circuit: Any, observables: Any, backend: AnyBackend) -> tuple[Template, tuple[int, ...]]:
     if not isinstance(circuit, QuantumCircuit):
         raise WorkflowError(f"the circuit is {_describe(circuit)}; give a qiskit.QuantumCircuit.")
-    circuit = circuit.copy()
+    circuit = _plain_copy(circuit)
     in_place = _sampled_in_place(circuit)
     flat, shape = ([], ()) if observables is None else _flatten(observables)
     if observables is not None:
@@ -518,7 +546,9 @@ def _template(circuit: Any, observables: Any) -> tuple[Template, tuple[int, ...]
             f"the circuit has {circuit.num_clbits} classical bits but measures into none of them; add measurements, or "
             "drop the classical bits to have every qubit measured."
         )
-    identity = digest([circuit_digest(circuit), [o.to_list() for o in flat] if observables is not None else None])
+    identity = digest([
+        circuit_digest(circuit), [o.to_list() for o in flat] if observables is not None else None, backend.identity,
+    ])  # fmt: skip
     return (
         Template(
             circuit=circuit,
@@ -529,8 +559,59 @@ def _template(circuit: Any, observables: Any) -> tuple[Template, tuple[int, ...]
             num_gates=circuit.size(),
             num_paulis=sum(len(o) for o in flat),
             sampled_in_place=in_place,
+            has_channels=_has_channels(circuit),
+            backend=backend,
         ),
         shape,
+    )
+
+
+def _plain_copy(circuit: QuantumCircuit) -> QuantumCircuit:
+    """A copy of ``circuit`` that is a ``QuantumCircuit`` itself: subclasses of libraries (``UCCSD``) are no data."""
+    if type(circuit) is QuantumCircuit:
+        return circuit.copy()
+    plain = QuantumCircuit(
+        circuit.qubits, circuit.clbits, *circuit.qregs, *circuit.cregs, name=circuit.name, metadata=circuit.metadata
+    )
+    return plain.compose(circuit, circuit.qubits, circuit.clbits)
+
+
+def physical(template: Template) -> Template:
+    """``template`` as its backend has it: translated, on the qubits that take part, noise in its place; made once.
+
+    Raises `WorkflowError` if it does not fit the backend.
+    """
+    if template.backend is None:
+        return template
+    found: Template | None = template.cache.get("physical")
+    if found is None:
+        found = template.cache["physical"] = _physical(template, template.backend)
+    return found
+
+
+def _physical(template: Template, backend: AnyBackend) -> Template:
+    made = physical_circuit(template.circuit, backend)
+    circuit, width = made.circuit, made.circuit.num_qubits
+    if made.places != tuple(range(width)) and not template.observables and not circuit.num_clbits:
+        circuit = circuit.copy()
+        circuit.add_register(ClassicalRegister(template.num_qubits, "meas"))
+        circuit.measure(made.places, range(template.num_qubits))
+    noise = backend.noise if isinstance(backend, Aer) else None
+    readout = tuple(noise.readout_of(qubit) for qubit in made.qubits) if noise is not None else ()
+    positions = template.positions
+    columns = tuple(positions[parameter] for parameter in circuit.parameters)
+    return Template(
+        circuit=circuit,
+        observables=tuple(o.apply_layout(list(made.places), width) for o in template.observables),
+        digest=template.digest,
+        num_qubits=width,
+        num_parameters=template.num_parameters,
+        num_gates=circuit.size(),
+        num_paulis=template.num_paulis,
+        sampled_in_place=template.sampled_in_place,
+        has_channels=template.has_channels or noise is not None,
+        readout=readout if any(map(any, readout)) else (),
+        columns=None if columns == tuple(range(template.num_parameters)) else columns,
     )
 
 
@@ -545,6 +626,21 @@ def _sampled_in_place(circuit: QuantumCircuit) -> bool:
         if operation.name == "measure":
             measured.update(instruction.qubits)
         elif instruction.clbits or getattr(operation, "blocks", None) or _resets_within(operation):
+            return True
+    return False
+
+
+def _has_channels(circuit: QuantumCircuit) -> bool:
+    for instruction in circuit.data:
+        if instruction.name in CHANNELS:
+            return True
+        if instruction.is_standard_gate() or instruction.name in ("barrier", "delay", "initialize", "measure", "reset"):
+            continue
+        operation = instruction.operation
+        inner = list(getattr(operation, "blocks", ()))
+        if isinstance(operation, Instruction) and not isinstance(operation, Gate) and operation.definition is not None:
+            inner.append(operation.definition)
+        if any(map(_has_channels, inner)):
             return True
     return False
 
@@ -616,19 +712,32 @@ def _check_observable(observable: SparsePauliOp, num_qubits: int) -> None:
         )
 
 
-# -- plan and need -----------------------------------------------------------------------------------------------
+# -- plan --------------------------------------------------------------------------------------------------------
 
 
-GRADIENTS = ("auto", "adjoint", "parameter-shift")
+GRADIENTS = ("auto", "adjoint", "parameter-shift", "spsa")
 """Ways to derivatives: ``adjoint`` (exact values only, needs the extra of that name), ``parameter-shift`` (any value,
-by two evaluations for each occurrence of a parameter), ``auto`` (adjoint where it can be had, else parameter shift)."""
+by two evaluations for each occurrence of a parameter), ``spsa`` (two evaluations in all, along one random direction),
+``auto`` (adjoint where it can be had, else parameter shift)."""
+CHANNELS = frozenset(("kraus", "superop"))
+"""Names of instructions that are quantum channels."""
+_WIDEST_DENSITY_MATRIX = 12
+"""Qubits up to which noise is simulated with a density matrix unless a method is asked for: 256 MiB."""
+
+_WIDEST_DISTRIBUTION = 16
+"""Qubits up to which a matrix product state's distribution is written out to draw from: 512 KiB."""
 
 
 @functools.cache
-def _versions(engine: str) -> tuple[tuple[str, str], ...]:
+def _versions(*libraries: str) -> tuple[tuple[str, str], ...]:
     """What is installed, read without importing it."""
-    library = "qiskit-aer" if engine == "aer" else "pennylane-lightning"
-    return tuple((name, version(name)) for name in ("numpy", "qiskit", library))
+    return tuple((name, version(name)) for name in ("numpy", "qiskit", *libraries))
+
+
+@functools.cache
+def _distribution(module: str) -> tuple[str, ...]:
+    """The installed packages that a top-level module belongs to."""
+    return tuple(sorted(set(packages_distributions().get(module, ()))))
 
 
 @functools.cache
@@ -640,96 +749,125 @@ def _adjoint_installed() -> bool:
     return True
 
 
-def numeric_plan(template: Template, shots: int | None, gradient: str = "none") -> NumericPlan:
+def numeric_plan(template: Template, shots: int | None, gradient: str = "none", grouping: str | None = None
+                 ) -> NumericPlan:  # fmt: skip
     """How a program's numbers come about: a pure function of the program and the installed versions.
 
-    Raises `WorkflowError` for a ``gradient`` that the program cannot have.
+    Raises `WorkflowError` for a ``gradient`` or ``grouping`` that the program cannot have.
     """
+    if grouping is not None and grouping not in GROUPINGS:
+        raise WorkflowError(f"{grouping!r} is not a way to group Paulis; give one of {', '.join(GROUPINGS)}.")
     if gradient == "none":
-        return _plan_of_values(template, shots)
+        return _plan_of_values(template, shots, grouping)
     if gradient not in GRADIENTS:
         raise WorkflowError(f"{gradient!r} is not a way to gradients; give one of {', '.join(GRADIENTS)}.")
     if not template.observables:
         raise WorkflowError("samples have no gradient; describe an expectation value with hq.expval.")
-    if gradient == "adjoint" and shots is not None:
+    if gradient == "spsa" and isinstance(template.backend, Aer) and template.backend.method == "stabilizer":
         raise WorkflowError(
-            "the adjoint gradient is of exact values, and shots were asked for; use jac='parameter-shift', or leave "
-            "the shots out."
+            "spsa moves every angle a little, and the stabilizer method takes multiples of pi/2 alone; use "
+            "'parameter-shift', or another method."
         )
-    if gradient == "adjoint" and not _adjoint_installed():
-        raise WorkflowError(
-            "the adjoint gradient needs pennylane-lightning, which is not installed; run "
-            "pip install 'hybridq-scheduler[adjoint]', or use jac='parameter-shift'."
-        )
-    if shots is None and _adjoint_installed() and gradient != "parameter-shift":
+    refused = _why_not_adjoint(template, shots)
+    if gradient == "adjoint" and refused:
+        raise WorkflowError(f"the adjoint gradient was asked for, but {refused}; use jac='parameter-shift'.")
+    if not refused and gradient in ("auto", "adjoint"):
         reason = "exact value with gradient: both in one adjoint pass"
-        return NumericPlan("adjoint", "statevector", "exact", "none", 1, _versions("adjoint"), reason, "adjoint")
-    plan = _plan_of_values(template, shots)
-    why = (
-        "asked for by name" if gradient != "auto" else "of sampled values" if shots else "the adjoint engine is missing"
-    )
-    return dataclasses.replace(plan, gradient="parameter-shift", reason=f"{plan.reason}; parameter shift: {why}")
+        return _adjoint_plan(reason, "adjoint")
+    plan = _plan_of_values(template, shots, grouping)
+    if plan.engine == "adjoint":
+        plan = _aer_plan(template, Aer(), shots, grouping)
+    why = "asked for by name"
+    if gradient != "spsa":  # a loop asks by name for what "auto" came to, and its record says why all the same
+        gradient, why = "parameter-shift", refused or why
+    return dataclasses.replace(plan, gradient=gradient, reason=f"{plan.reason}; {gradient}: {why}")
 
 
-def _plan_of_values(template: Template, shots: int | None) -> NumericPlan:
-    if template.sampled_in_place:
-        return NumericPlan(
-            "aer", "statevector", "trajectories", "none", 1, _versions("aer"),
-            "the circuit measures, resets or branches before its end: whole executions, one seed a row",
-        )  # fmt: skip
+def _why_not_adjoint(template: Template, shots: int | None) -> str | None:
+    """What keeps a program from the adjoint engine, None if nothing does."""
+    backend = template.backend
+    if isinstance(backend, Backend):
+        return f"the values come from the backend {backend.source}"
+    if isinstance(backend, Aer) and backend.noise is not None:
+        return "there is noise"
+    if isinstance(backend, Aer) and backend.method not in ("automatic", "statevector"):
+        return f"the method is {backend.method}"
+    if template.has_channels:
+        return "the circuit has instructions that are not unitary"
+    if shots is not None:
+        return "the values are sampled"
+    if not _adjoint_installed():
+        return "pennylane-lightning is not installed (pip install 'hybridq-scheduler[adjoint]')"
+    return None
+
+
+def _plan_of_values(template: Template, shots: int | None, grouping: str | None) -> NumericPlan:
+    backend = template.backend
+    if isinstance(backend, Backend):
+        return _backend_plan(template, backend, shots, grouping)
+    if isinstance(backend, Adjoint):
+        refused = _why_not_adjoint(template, shots)
+        if refused or not template.observables:
+            refused = refused or "samples were asked for"
+            raise WorkflowError(f"the adjoint engine was asked for, but {refused}; use backend='aer'.")
+        return _adjoint_plan("exact value; the engine was asked for by name", "none")
+    assert backend is not None
+    return _aer_plan(template, backend, shots, grouping)
+
+
+def _adjoint_plan(reason: str, gradient: str) -> NumericPlan:
+    versions = _versions("pennylane-lightning")
+    return NumericPlan("adjoint", "statevector", "exact", "none", 1, versions, reason, gradient)
+
+
+def _backend_plan(template: Template, backend: Backend, shots: int | None, grouping: str | None) -> NumericPlan:
     if shots is None:
-        return NumericPlan(
-            "aer", "statevector", "exact", "none", 1, _versions("aer"), "no shots asked for: exact value"
+        raise WorkflowError(
+            f"the backend {backend.source} samples, so it has no exact values; give shots or a precision."
         )
-    grouping = "qubit-wise" if template.observables else "none"
+    options = (
+        ("source", backend.source), ("arguments", json.dumps(dict(backend.arguments), sort_keys=True)),
+        ("optimization_level", backend.optimization_level),
+    )  # fmt: skip
     return NumericPlan(
-        "aer", "statevector", "probabilities", grouping, 1, _versions("aer"),
-        "noiseless: samples drawn from exact probabilities, one generator a row",
+        "backend", backend.source, "backend", _grouping(template, grouping), 1,
+        _versions(*_distribution(backend.source.partition(".")[0].partition(":")[0])),
+        "the shots of the Qiskit backend that was asked for", "none", options,
     )  # fmt: skip
 
 
-def need(program: Program) -> Need:
-    """What ``program`` asks of a device: a pure function of the program.
-
-    Bytes are an upper bound: the state (16 bytes an amplitude), a second state while an instruction works out of place,
-    probabilities and their running sum (8 each) where samples are drawn, the rows in and out, and 32 MiB for what the
-    simulator keeps whatever the size. Where whole executions are sampled, the simulator repeats the circuit for each
-    shot and fragments its memory: 160 bytes an amplitude, 128 MiB, and 200 bytes a shot of one execution. Seconds are a
-    rough estimate for one thread (1 nanosecond an amplitude and pass, 100 microseconds a row).
-    """
-    if program.plan.engine == "adjoint":
-        return _adjoint_need(program)
-    template, shots = program.template, program.shots or 0
-    amplitudes = 2**template.num_qubits
-    executions = program.rows
-    if program.plan.sampling == "trajectories":
-        memory = 160 * amplitudes + 2**27 + 200 * min(shots, 2**16)
-        executions *= shots
-    else:
-        memory = (56 if shots else 32) * amplitudes + 2**25 + 24 * min(shots, 2**17)
-    if shots and not template.observables:
-        memory += program.rows * shots * 8 * -(-template.circuit.num_clbits // 64 or 1)
-    memory += 64 * program.theta.size
-    passes = template.num_gates + template.num_paulis
-    gates = 1e-9 * float(min(amplitudes, 2**200)) * passes
-    seconds = 1e-4 * program.rows + gates * executions + 5e-8 * shots * program.rows
-    return Need(memory, seconds, program.plan.threads, template.num_qubits, shots * program.rows)
+def _grouping(template: Template, grouping: str | None) -> str:
+    return (grouping or "qubit-wise") if template.observables else "none"
 
 
-def _adjoint_need(program: Program) -> Need:
-    """`need` of a program for the adjoint engine.
-
-    Four states (the library's, its amplitudes, the observable on them, a part of that), with a gradient five more (both
-    as one state of a qubit more, its amplitudes, weights); 64 bytes an entry of the observable's matrices while they
-    are made; 4 KiB a gate; 32 MiB. Seconds: a pass over the state for each gate and Pauli, with a gradient five for
-    each gate.
-    """
-    template = program.template
-    amplitudes = 2**template.num_qubits
-    with_gradient = program.plan.gradient != "none"
-    entries = min(template.num_paulis * amplitudes, OPERATOR_ENTRIES)
-    memory = 16 * amplitudes * (9 if with_gradient else 4) + 64 * entries + 4096 * template.num_gates + 2**25
-    memory += 64 * program.theta.size * (1 + len(template.observables) * with_gradient)
-    passes = template.num_gates * (5 if with_gradient else 1) + template.num_paulis
-    seconds = program.rows * (1e-4 + 1e-9 * float(min(amplitudes, 2**200)) * passes)
-    return Need(memory, seconds, program.plan.threads, template.num_qubits, 0)
+def _aer_plan(template: Template, backend: Aer, shots: int | None, grouping: str | None) -> NumericPlan:
+    channels = template.has_channels or backend.noise is not None
+    method, asked = backend.method, f"method {backend.method} was asked for"
+    if method == "automatic" and channels:
+        narrow = template.num_qubits <= _WIDEST_DENSITY_MATRIX or shots is None
+        method = "density_matrix" if narrow else "statevector"
+        asked = f"noise on {template.num_qubits} qubits" + ("" if narrow else ": one random trajectory a shot")
+    elif method == "automatic":
+        method, asked = "statevector", "noiseless"
+    if channels and shots is None and method != "density_matrix":
+        raise WorkflowError(
+            f"an exact value with noise needs the density matrix, and method {method!r} was asked for; give shots, or "
+            "method='density_matrix'."
+        )
+    if channels and method not in ("density_matrix", "statevector"):
+        raise WorkflowError(f"method {method!r} cannot have noise; use 'density_matrix', or 'statevector' with shots.")
+    options = (("bond_dimension", backend.bond_dimension),) if backend.bond_dimension is not None else ()
+    versions = _versions("qiskit-aer")
+    if template.sampled_in_place:
+        reason = f"{asked}; the circuit measures, resets or branches before its end: whole executions, one seed a row"
+        return NumericPlan("aer", method, "simulator", "none", 1, versions, reason, "none", options)
+    if shots is None:
+        reason = f"{asked}; no shots asked for: exact value"
+        return NumericPlan("aer", method, "exact", "none", 1, versions, reason, "none", options)
+    how = _grouping(template, grouping)
+    too_wide = method == "matrix_product_state" and template.num_qubits > _WIDEST_DISTRIBUTION
+    if method == "stabilizer" or too_wide or (channels and method == "statevector"):
+        reason = f"{asked}: the simulator's own shots, one seed a row and group"
+        return NumericPlan("aer", method, "simulator", how, 1, versions, reason, "none", options)
+    reason = f"{asked}: samples drawn from exact probabilities, one generator a row"
+    return NumericPlan("aer", method, "probabilities", how, 1, versions, reason, "none", options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -54,10 +55,8 @@ class Progress:
         """Say ``text`` once, above the live lines."""
         if self._quiet:
             return
-        if self._live:
-            tqdm.write(f"hybridq: {text}", file=self._stream)
-        else:
-            print(f"hybridq: {text}", file=self._stream, flush=True)
+        with self._lock:
+            self._say(text)
 
     def started(self, group: str) -> None:
         """One more loop or step of ``group`` began."""
@@ -89,7 +88,8 @@ class Progress:
             self._show(force=True)
             for group in self._groups.values():
                 if group.bar is not None:
-                    group.bar.close()
+                    with contextlib.suppress(OSError, ValueError):
+                        group.bar.close()
                     group.bar = None
 
     def _show(self, *, force: bool = False) -> None:
@@ -98,10 +98,13 @@ class Progress:
             return
         self._next = now + _REFRESH_SECONDS
         if self._live:
-            for name, group in self._groups.items():
-                if group.bar is None:
-                    group.bar = tqdm(bar_format="{desc}", file=self._stream, leave=True)
-                group.bar.set_description_str(f"hybridq: {group.line(name)}")
+            try:
+                for name, group in self._groups.items():
+                    if group.bar is None:
+                        group.bar = tqdm(bar_format="{desc}", file=self._stream, leave=True)
+                    group.bar.set_description_str(f"hybridq: {group.line(name)}")
+            except (OSError, ValueError):
+                self._quiet = True
         elif now - self._last_log > _LOG_SECONDS:
             for name, group in self._groups.items():
                 if group.ended < group.started:
@@ -109,4 +112,13 @@ class Progress:
 
     def _log(self, name: str, group: _Group) -> None:
         self._last_log = time.monotonic()
-        print(f"hybridq: {group.line(name)}", file=self._stream, flush=True)
+        self._say(group.line(name))
+
+    def _say(self, text: str) -> None:
+        try:
+            if self._live:
+                tqdm.write(f"hybridq: {text}", file=self._stream)
+            else:
+                print(f"hybridq: {text}", file=self._stream, flush=True)
+        except (OSError, ValueError):  # nobody reads it any more, and a run does not depend on that
+            self._quiet = True

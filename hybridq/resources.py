@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ROUND_TRIP", "Device", "Need", "format_bytes", "parse_bytes", "worker_allowance"]
+__all__ = ["KINDS", "ROUND_TRIP", "Need", "format_bytes", "parse_bytes", "worker_allowance"]
 
 _UNITS = {
     "": 1, "b": 1,
@@ -26,19 +26,8 @@ class Need:
     shots: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Something that runs programs: an engine process, with what it may use."""
-
-    name: str
-    slots: int
-    """How many batches run on it side by side."""
-    bytes: int
-    """Memory that the programs of one slot may take together, in bytes."""
-    latency: float
-    """Seconds from handing a batch over to its first gate, and back."""
-
-
+KINDS = ("quantum", "loop", "classical")
+"""What a worker runs: programs, slices of loops, steps."""
 ROUND_TRIP = 0.012
 """Seconds from handing a task to a Dask cluster to having its result, beyond its run time (measured)."""
 _WORKER_BASELINE = 400 * 2**20

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import sys
 import threading
 import time
@@ -27,19 +28,35 @@ from typing import Any
 import numpy as np
 
 from hybridq import journal as records
-from hybridq.dispatch import Dispatcher, Evaluated, ProgramAsk, StepAsk
-from hybridq.errors import Diverged, HybridqError, JournalError, NotFinite, Unhashable, WorkflowError
+from hybridq.dispatch import Advanced, Dispatcher, Evaluated, LoopAsk, ProgramAsk, Site, StepAsk
+from hybridq.engines.costs import need
+from hybridq.engines.loops import Loop, Point, encode_result
+from hybridq.errors import Diverged, HybridqError, JournalError, NotFinite, PlacementError, Unhashable, WorkflowError
 from hybridq.journal import Journal, pack_array, unpack_array
 from hybridq.location import Location
-from hybridq.program import Estimate, NumericPlan, Program, Request, derivatives, program, result
+from hybridq.planning import (
+    Pace,
+    Plan,
+    Trial,
+    Unknown,
+    Unplanned,
+    completed,
+    cost,
+    needed,
+    origin,
+    pace,
+    trials,
+    unknown_in,
+)
+from hybridq.program import Estimate, NumericPlan, Outcome, Program, Request, derivatives, program, result
 from hybridq.progress import Progress
-from hybridq.resources import Need
+from hybridq.resources import ROUND_TRIP, Need
 from hybridq.scope import Describing, Scope, current
 from hybridq.source import Source, source_of
 from hybridq.steps import Raised, StepReply, capture, pack_call, rebuild
 from hybridq.values import Encoded, decode, digest, encode, same_value
 
-__all__ = ["Counts", "LoopCall", "Pending", "Run", "StepCall", "describe_call", "follows", "scalar"]
+__all__ = ["Counts", "LoopCall", "Pending", "PlannedRun", "Run", "StepCall", "describe_call", "follows", "scalar"]
 
 _TOLERANCE = 1e-9
 _ENVIRONMENT = ("hybridq-scheduler", "numpy", "scipy", "qiskit", "qiskit-aer", "pyscf", "dask", "distributed")
@@ -85,11 +102,18 @@ class LoopCall:
     args: tuple[Any, ...]
     has_bodies: bool
     """Whether code of the researcher's runs in the driver meanwhile: a plain objective, a callback, a constraint."""
+    start: np.ndarray[Any, Any]
+    """The start point, shape (n,)."""
+    closed: Mapping[str, Any] | None
+    """Settings of scipy as data, if the loop is a quantum function's with a method by name and no other code of the
+    researcher's in it, so that it may run where its evaluations do; None for any other."""
     gradient: Callable[[], str]
     """How gradients come with the objective's values: a numeric plan's ``gradient``; asked once, then recorded."""
     solve: Callable[[Callable[..., Any], Callable[..., Any], bool], Any]
     """Called with the objective, with a wrapper for the researcher's other callables (jac, constraints), and with
     whether the objective returns (value, gradient)."""
+    beside: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """The researcher's gradient and constraints, functions of a point, by the names of their scopes."""
 
 
 class Pending:
@@ -138,6 +162,8 @@ class _LoopRecord:
     header: records.Loop
     rows: list[records.Row] = field(default_factory=list)
     end: records.LoopEnd | None = None
+    counted: int = 0
+    """Rows that are in the run's counts already."""
 
 
 @dataclass
@@ -202,14 +228,16 @@ class Run:
     """A run that this process has open. Made by ``hq.run``; everything else reaches it through the scope."""
 
     def __init__(self, *, journal: Journal, header: records.RunHeader, cluster: Any, workers: int,
-                 progress: Progress, guarded: bool = True) -> None:  # fmt: skip
-        self.name, self.seed = header.name, header.seed
+                 progress: Progress, guarded: bool = True, backend: Any = None) -> None:  # fmt: skip
+        self.name, self.seed, self.backend = header.name, header.seed, backend
         self.counts = Counts()
         self.began = time.monotonic()
         self._journal = journal
         self._progress = progress
         self._recorded = _index(journal.records)
         self._lock = threading.Lock()
+        self.token = secrets.token_hex(6)
+        """Tells this opening of the run from all others, on every worker."""
         self._sources: dict[int, tuple[Any, Source]] = {}
         self._awake = 1
         """Threads of the run that are not waiting for others."""
@@ -233,12 +261,13 @@ class Run:
             self._journal.append(header)
             return
         recorded, called = (
-            {"workflow": h.workflow, "arguments": self._journal.load(h.inputs).document, "seed": h.seed}
+            {"workflow": h.workflow, "arguments": self._journal.load(h.inputs).document, "seed": h.seed,
+             "backend": self._journal.load(h.backend).document}
             for h in (found, header)
-        )
-        if found.arguments != header.arguments or found.workflow != header.workflow or found.seed != header.seed:
+        )  # fmt: skip
+        if any(getattr(found, part) != getattr(header, part) for part in ("arguments", "workflow", "seed", "backend")):
             raise Diverged(
-                f"the run {self.name!r} was recorded with other arguments or of another workflow:\n"
+                f"the run {self.name!r} was recorded with other arguments, another backend, or of another workflow:\n"
                 f"{_two_columns(recorded, called)}\nGive this one another name, or remove {self._journal.directory}."
             )
 
@@ -445,6 +474,29 @@ class Run:
             self.dispatcher.evaluate(ask, alone=self._awake == 1)
         return pending.take(scope)
 
+    def begin(self, name: str, requests: Sequence[tuple[Location, Request]]) -> list[tuple[Program, Pending]]:
+        """Quantum evaluations of one call, begun together; their values are taken later.
+
+        All are checked before one begins. They run at hand, before this returns, if nothing else could run beside them
+        that is worth the trip to the cluster; else they are queued.
+        """
+        asked = []
+        for location, request in requests:
+            try:
+                made = program(request, seed=self.seed, location=location, backend=self.backend)
+            except HybridqError as error:
+                _note(error, location)
+                raise
+            asked.append((location, made))
+        begun = [(made, *self._asked(location, name, made)) for location, made in asked]
+        asks = [ask for _, _, ask in begun if ask is not None]
+        short = len(asks) == 1 or sum(need(ask.program).seconds for ask in asks) < ROUND_TRIP
+        for ask in asks:
+            self.dispatcher.evaluate(ask, alone=short and self._awake == 1)
+            if ask.future.done() and not isinstance(ask.future.exception(), Exception | None):
+                ask.future.result()  # Ctrl-C leaves now, not when the value is taken
+        return [(made, pending) for made, pending, _ in begun]
+
     def submit_evaluation(self, location: Location, name: str, describe: Callable[[], Request]) -> Pending:
         """A quantum evaluation, queued."""
         pending, ask = self._evaluation(location, name, describe)
@@ -454,7 +506,13 @@ class Run:
 
     def _evaluation(self, location: Location, name: str, describe: Callable[[], Request], gradient: str = "none"
                     ) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
-        asked = program(describe_call(name, describe), seed=self.seed, location=location, gradient=gradient)
+        request = describe_call(name, describe)
+        asked = program(request, seed=self.seed, location=location, gradient=gradient, backend=self.backend)
+        return self._asked(location, name, asked, gradient)
+
+    def _asked(self, location: Location, name: str, asked: Program, gradient: str = "none"
+               ) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
+        """A program's answer from the record, or what to ask of the dispatcher for it."""
         theta = encode(asked.theta.reshape(*asked.batch_shape, -1))
         failures: list[str] = []
         future = self._answer(location, failures)
@@ -481,6 +539,7 @@ class Run:
                 str(location), asked.template.digest, stored, asked.shots, self._journal.store(output), answer.started,
                 answer.outcome.seconds, answer.where, answer.attempt, answer.outcome.peak_bytes,
             ))  # fmt: skip
+            self._keep(asked)
             return decode(output)
 
         return pending, ProgramAsk(asked, name, location, finish, None, future, self._recorded.attempts[str(location)])
@@ -530,6 +589,9 @@ class Run:
         begun = time.perf_counter()
         self._progress.started(group)
         try:
+            output = _Shipped(self, location, call, entry, group).run() if call.closed is not None else None
+            if output is not None:
+                return self._end_loop(entry, output, begun)
             counter = Scope(self, location)
             objective = _Objective(self, counter, call, entry, group)
             found = call.solve(objective, _Inner(self, scope, counter), entry.header.gradient != "none")
@@ -544,7 +606,9 @@ class Run:
             self._progress.ended(group)
         if entry.end is not None:
             return decode(self._journal.load(entry.end.output))
-        output = _encode_result(found, location)
+        return self._end_loop(entry, _encode_result(found, location), begun)
+
+    def _end_loop(self, entry: _LoopRecord, output: Encoded, begun: float) -> Any:
         self._journal.append(records.LoopEnd(entry.line, self._journal.store(output), time.perf_counter() - begun))
         return decode(output)
 
@@ -602,8 +666,14 @@ class Run:
         circuit = self._journal.store(encode(template.circuit))
         observables = self._journal.store(encode(list(template.observables)))
         self._journal.append(records.Circuit(
-            template.digest, circuit, observables, plan, template.num_qubits, template.num_gates, template.num_paulis
+            template.digest, circuit, observables, plan, template.num_qubits, template.num_gates, template.num_paulis,
+            self._journal.store(encode(template.backend)), _predicted(asked),
         ))  # fmt: skip
+
+    def _keep(self, asked: Program) -> None:
+        """Wait until what was recorded survives a power loss, if a device that cannot repeat it gave it."""
+        if asked.plan.sampling == "backend":
+            self._journal.sync()
 
     def _record_failure(self, location: Location, raised: Raised, started: float, seconds: float, where: str,
                         attempt: int) -> None:  # fmt: skip
@@ -653,6 +723,280 @@ class Run:
         return error
 
 
+class PlannedRun(Run):
+    """A run that is planned: what is recorded is answered, steps run, and what is quantum is priced, not evaluated.
+
+    What a priced call gives is an `Unknown`; a body that needs its value ends there, and its own value is unknown. That
+    evaluations succeed is taken for granted. Nothing is recorded but steps, and what they may depend on.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.plan = Plan()
+        self._known_site: Site | None = None
+
+    def report(self) -> dict[str, Any]:
+        """The plan as JSON-able data."""
+        return {
+            "name": self.name, "directory": str(self._journal.directory), "answered": {
+                "evaluations": self.counts.evaluations_replayed, "steps": self.counts.steps_replayed,
+            }, **self.plan.document(self._where),
+        }  # fmt: skip
+
+    # -- scopes ------------------------------------------------------------------------------------------------------
+
+    def enter(self, parent: Scope, location: Location, function: Callable[..., Any], args: tuple[Any, ...],
+              kwargs: Mapping[str, Any]) -> Any:  # fmt: skip
+        """As of any run; the value of a body that needs what is not known is not known either."""
+        try:
+            return super().enter(parent, location, function, args, kwargs)
+        except Unplanned as stop:
+            self.plan.gap(_shown(location), stop.at, f"what follows {stop.what} depends on the value of")
+            return Unknown(_shown(location))
+
+    def call(self, scope: Scope, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """As of any run, also where the body ends for want of a value."""
+        try:
+            return super().call(scope, function, args, kwargs)
+        except Unplanned:
+            wait([p.future for p in scope.submitted])
+            raise
+
+    def spawn(self, location: Location, function: Callable[..., Any], args: tuple[Any, ...],
+              kwargs: Mapping[str, Any], done: Callable[[], None] = lambda: None) -> Pending:  # fmt: skip
+        """As of any run."""
+        self.plan.spawned(_shown(location))
+        return super().spawn(location, function, args, kwargs, done)
+
+    def first_done(self, scope: Scope, pendings: Sequence[Pending]) -> Iterator[int]:
+        """As of any run; which of several comes first is not known if a value of theirs is not."""
+        if trials.get() is not None:
+            yield from range(len(pendings))
+            return
+        recorded = super().first_done(scope, pendings)
+        for _ in pendings:
+            following = scope.location.child("as_completed", scope.counts.get("as_completed", 0))
+            if str(following) not in self._recorded.answers:
+                wait([p.future for p in pendings])
+                for pending in pendings:
+                    value = None if pending.future.exception() is not None else pending.future.result()
+                    if (missing := unknown_in(value)) is not None:
+                        raise Unplanned(origin(missing), "hq.as_completed")
+            yield next(recorded)
+
+    def event(self, location: Location, live: Callable[[], Any]) -> Any:
+        """As of any run, but nothing of a trial is recorded."""
+        return live() if trials.get() is not None else super().event(location, live)
+
+    # -- calls -------------------------------------------------------------------------------------------------------
+
+    def step(self, location: Location, call: StepCall) -> Pending:
+        """A classical step runs, and is recorded, unless an argument is not known."""
+        trial, missing = _in_trial(), unknown_in((call.args, call.kwargs))
+        if trial is not None:
+            self.plan.step(_shown(location), "in a loop", trial.loop)
+        elif missing is not None:
+            self.plan.step(str(location), "waits", needed((call.args, call.kwargs)))
+        if trial is not None or missing is not None:
+            return _settled(location, Unknown(_shown(location)))
+        known = str(location) in self._recorded.answers or self._repeated(location) is not None
+        self.plan.step(str(location), "answered" if known else "ran")
+        pending = super().step(location, call)
+
+        def note(future: Future[Any]) -> None:
+            if isinstance(error := future.exception(), PlacementError):
+                self.plan.refused(str(location), error, call.need.bytes, self._site().largest)
+
+        pending.future.add_done_callback(note)
+        return pending
+
+    def evaluate(self, scope: Scope, location: Location, name: str, describe: Callable[[], Request],
+                 gradient: str = "none") -> Any:  # fmt: skip
+        """Answered from the record, or priced."""
+        return self._described(location, name, describe, gradient).take(scope)
+
+    def submit_evaluation(self, location: Location, name: str, describe: Callable[[], Request]) -> Pending:
+        """Answered from the record, or priced."""
+        return self._described(location, name, describe, submitted=True)
+
+    def begin(self, name: str, requests: Sequence[tuple[Location, Request]]) -> list[tuple[Program, Pending]]:
+        """Answered from the record, or priced."""
+        made = [(at, program(request, seed=self.seed, location=at, backend=self.backend)) for at, request in requests]
+        return [(asked, self._answered_or_priced(at, name, asked)) for at, asked in made]
+
+    def _described(self, location: Location, name: str, describe: Callable[[], Request], gradient: str = "none",
+                   submitted: bool = False) -> Pending:  # fmt: skip
+        try:
+            request, missing = completed(describe_call(name, describe))
+        except Unplanned as stop:
+            request, missing = None, stop.at
+        if request is None:
+            self.plan.gap(_shown(location), str(missing), "not priced: what it evaluates depends on the value of")
+            return _settled(location, Unknown(_shown(location)))
+        asked = program(request, seed=self.seed, location=location, gradient=gradient, backend=self.backend)
+        return self._answered_or_priced(location, name, asked, gradient, submitted, known=missing is None)
+
+    def _answered_or_priced(self, location: Location, name: str, asked: Program, gradient: str = "none",
+                            submitted: bool = False, known: bool = True) -> Pending:  # fmt: skip
+        trial, at = _in_trial(), str(location)
+        if trial is None and known:
+            self._expect(self._recorded.answers.get(at), records.Evaluation, location)
+            if at in self._recorded.answers or self._repeated(location) is not None:
+                return self._asked(location, name, asked, gradient)[0]
+        try:
+            self._price(location, asked, None if trial is None else trial.loop, submitted)
+        except HybridqError as error:  # as the run would raise it, but not recorded
+            _note(error, location)
+            return _settled(location, None, error)
+        return _settled(location, Unknown(_shown(location)) if trial is None else _zeros(asked, gradient))
+
+    def _price(self, location: Location, asked: Program, loop: str | None, submitted: bool = False,
+               shown: str | None = None) -> None:  # fmt: skip
+        """Put a program into the plan. Raises what a run would raise, before it evaluates anything."""
+        try:
+            found = cost(asked)
+            self._site().placed(found.need, alone=not submitted, what=str(location))
+        except PlacementError as error:
+            self.plan.refused(_shown(location), error, found.bytes, self._site().largest)
+            raise
+        except HybridqError as error:
+            self.plan.refused(_shown(location), error)
+            raise
+        self.plan.call(shown or _shown(location), found, loop=loop, submitted=submitted)
+
+    def _site(self) -> Site:
+        """What there is to run on; a cluster of one's own is not started for it."""
+        if self._known_site is None:
+            self._known_site = self.dispatcher.site()
+        return self._known_site
+
+    def _where(self, required: Need, alone: bool) -> str:
+        return self._site().placed(required, alone=alone)
+
+    # -- loops -------------------------------------------------------------------------------------------------------
+
+    def loop(self, scope: Scope, location: Location, call: LoopCall) -> Any:
+        """A finished loop returns its result; of any other, one evaluation is priced, and its limit noted."""
+        trial = _in_trial()
+        entry = self._recorded.loops.get(str(location)) if trial is None else None
+        if entry is not None:
+            if entry.end is not None or self._repeated(location) is not None:
+                return super().loop(scope, location, call)
+            what = f"argument of minimize({call.name})"
+            self._check_loop(location, entry.header, call, digest(call.arguments, what), encode(call.arguments, what))
+        elif trial is None:
+            self._expect(self._recorded.answers.get(str(location)), records.Loop, location)
+        at = _shown(location)
+        try:
+            gradient = call.gradient() if entry is None else entry.header.gradient
+        except Unplanned:  # its objective evaluates something else than the point
+            gradient = "none"
+        known = [key for key in ("callback", "hess", "hessp") if isinstance(call.arguments.get(key), dict)]
+        self.plan.loop(
+            at, _pace_of(call, gradient), done=len(entry.rows) if entry else 0,
+            within=None if trial is None else trial.loop, not_priced=known,
+        )  # fmt: skip
+        if call.describe is None:
+            self._try(scope, location, call.name, call.function, (call.start.copy(), *call.args))
+        else:
+            self._price_objective(location, call, gradient)
+        for name, function in call.beside.items():
+            self._try(scope, location, name, function, (call.start.copy(),))
+        return Unknown(at) if trial is None else _result_at(call.start)
+
+    def _price_objective(self, location: Location, call: LoopCall, gradient: str) -> None:
+        assert call.describe is not None
+        at = f"{_shown(location)}/{call.name}"
+        describe = functools.partial(call.describe, call.start.copy(), *call.args)
+        try:
+            request, missing = completed(describe_call(call.name, describe))
+        except Unplanned as stop:
+            request, missing = None, stop.at
+        if request is None:
+            self.plan.gap(at, str(missing), "not priced: what it evaluates depends on the value of")
+            return
+        first = location.child(call.name, 0)
+        asked = program(request, seed=self.seed, location=first, gradient=gradient, backend=self.backend)
+        self._price(first, asked, _shown(location), shown=at)
+
+    def _try(self, scope: Scope, location: Location, name: str, function: Callable[..., Any], args: tuple[Any, ...]
+             ) -> None:  # fmt: skip
+        """Price one call of a loop's body: it runs with zeros in place of values, and nothing is recorded of it."""
+        first, loop = location.child(name, 0), _shown(location)
+        token = trials.set(Trial(loop, str(first), f"{loop}/{name}"))
+        try:
+            self.enter(scope, first, function, args, {})
+        except (WorkflowError, PlacementError):
+            raise
+        except Exception as error:  # noqa: BLE001  # of zeros, perhaps: what was called before counts
+            kind = type(error).__name__
+            self.plan.gap(_shown(first), loop, f"its body raised {kind} ({error}) with zeros in place of values, in")
+        finally:
+            trials.reset(token)
+
+
+_LONGEST_TRIAL = 10_000
+"""Calls of a trial at most: with zeros in place of values a loop of the researcher's may never end."""
+
+
+def _in_trial() -> Trial | None:
+    """The trial that the caller is part of, which counts its call."""
+    trial = trials.get()
+    if trial is not None:
+        trial.calls += 1
+        if trial.calls > _LONGEST_TRIAL:
+            raise Unplanned(trial.loop, f"a body that makes more than {_LONGEST_TRIAL:,} calls")
+    return trial
+
+
+def _shown(location: Location) -> str:
+    """A location as the plan shows it: what is in a loop's evaluations has no number of theirs."""
+    trial, at = trials.get(), str(location)
+    if trial is None or not at.startswith(trial.inside):
+        return at
+    return trial.shown + at[len(trial.inside) :]
+
+
+def _settled(location: Location, value: Any, error: Exception | None = None) -> Pending:
+    future: Future[Any] = Future()
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
+    return Pending(location, future, [])
+
+
+def _zeros(asked: Program, gradient: str) -> Any:
+    """What stands in for a program's value in a trial, of its type and shape."""
+    shape = (asked.rows, len(asked.template.observables))
+    bits = None
+    if not asked.template.observables:
+        width = asked.template.circuit.num_clbits or asked.template.num_qubits
+        bits = np.zeros((asked.rows, asked.shots or 0, -(-width // 8)), dtype=np.uint8)
+    slopes = np.zeros((*shape, asked.template.num_parameters))
+    outcome = Outcome(np.zeros(shape), np.zeros(shape), bits, 0.0, 0, slopes)
+    return (result if gradient == "none" else derivatives)(asked, outcome)
+
+
+def _result_at(start: np.ndarray[Any, Any]) -> Any:
+    """What stands in for an optimizer's result in a trial."""
+    from scipy.optimize import OptimizeResult
+
+    return OptimizeResult(x=start.copy(), fun=0.0, nfev=0, nit=0, success=True, status=0, message="priced")
+
+
+def _pace_of(call: LoopCall, gradient: str) -> Pace:
+    settings = call.arguments
+    options, jac, method = settings.get("options"), settings.get("jac"), settings.get("method")
+    by_name = method is None or isinstance(method, str)
+    return pace(
+        call.method if by_name else f"{call.method}()", len(call.start),
+        gradient=gradient != "none" or isinstance(jac, Mapping),
+        options=options if isinstance(options, Mapping) else None, jac=jac,
+        constrained=settings.get("constraints") not in ((), [], None), bounded=settings.get("bounds") is not None,
+    )  # fmt: skip
+
+
 def _two_columns(recorded: Any, called: Any, width: int = 56) -> str:
     """Where two documents differ, line by line: recorded on the left, called on the right."""
     left, right = _lines(recorded), _lines(called)
@@ -696,8 +1040,9 @@ class _Objective:
 
     def __init__(self, run: Run, counter: Scope, call: LoopCall, entry: _LoopRecord, group: str) -> None:
         self._run, self._counter, self._call, self._group = run, counter, call, group
-        self._line, self._rows = entry.line, entry.rows
+        self._line, self._rows, self._counted = entry.line, entry.rows, entry.counted
         self._gradient = entry.header.gradient
+        self._program = ""
         self._i = 0
         self._outer = current.get()
 
@@ -718,7 +1063,8 @@ class _Objective:
         if not same and not (run._tolerant and x.shape == point.shape and np.allclose(x, point, 0, _TOLERANCE)):
             raise run._diverged(at, "the optimizer's points", x.tolist(), point.tolist())
         if self._call.describe is not None:
-            run._count("evaluations_replayed")
+            if i >= self._counted:
+                run._count("evaluations_replayed")
             return row
         again = scalar(self._body(point, at), at, point)
         if again != row.value and not (run._tolerant and math.isclose(again, row.value, abs_tol=_TOLERANCE)):
@@ -733,14 +1079,14 @@ class _Objective:
     def _live(self, i: int, point: np.ndarray[Any, Any], at: Location) -> records.Row:
         run, call = self._run, self._call
         begun = time.perf_counter()
-        gradient = None
+        gradient = asked = None
         if call.describe is None:
             estimate = self._body(point, at)
             where = ""  # its evaluations have records of their own
         else:
             describe = functools.partial(call.describe, point.copy(), *call.args)
             request = describe_call(call.name, describe)
-            asked = program(request, seed=run.seed, location=at, gradient=self._gradient)
+            asked = program(request, seed=run.seed, location=at, gradient=self._gradient, backend=run.backend)
             if self._gradient != "none" and not follows(asked, point):
                 raise WorkflowError(
                     f"{at} evaluates other parameters than the optimizer's point, so its gradient is not by the "
@@ -764,10 +1110,115 @@ class _Objective:
         measured = isinstance(estimate, Estimate)
         row = records.Row(
             self._line, i, pack_array(point), value, gradient, float(estimate.stderr) if measured else 0.0,
-            estimate.shots if measured else None, time.perf_counter() - begun, where,
+            estimate.shots if measured else None, time.perf_counter() - begun, where, self._named(asked),
         )  # fmt: skip
         run._journal.append(row)
+        if asked is not None:
+            run._keep(asked)
         return row
+
+    def _named(self, asked: Program | None) -> str:
+        """What a row says that it evaluated: nothing where that is what the row before evaluated."""
+        before, self._program = self._program, "" if asked is None else asked.template.digest
+        return "" if self._program == before else self._program
+
+
+class _Shipped:
+    """A closed loop that runs where its evaluations do, in slices; every point is checked and recorded here.
+
+    The points that the optimizer reaches there are those it would reach here: same programs, same arithmetic.
+    """
+
+    def __init__(self, run: Run, location: Location, call: LoopCall, entry: _LoopRecord, group: str) -> None:
+        self._run, self._call, self._entry, self._group = run, call, entry, group
+        self._counter = Scope(run, location)
+        self._objective = f"{location}/{call.name}"
+
+    def run(self) -> Encoded | None:
+        """The loop's result; None if it is to run here, from its recorded points on."""
+        run, call, rows = self._run, self._call, self._entry.rows
+        assert call.closed is not None
+        request = self._describe(call.start)
+        first = self._program(request, 0)
+        if not follows(first, call.start) or need(first).seconds > _LONGEST_SHIPPED:
+            return None
+        run._record_circuit(first)
+        method = None if call.method == "default" else call.method
+        loop = Loop(f"{run.token}/{self._counter.location}", first, self._objective, run.seed, method, call.closed)
+        points = [_point(row) for row in rows]
+        run._count("evaluations_replayed", len(rows))
+        self._entry.counted = len(rows)
+        seconds, address = _FIRST_SLICE, None
+        while True:
+            ask = LoopAsk(loop, call.name, self._counter.location, points, seconds, address)
+            run.dispatcher.advance(ask, alone=run._awake == 1)
+            advanced: Advanced = ask.future.result()
+            advance, address = advanced.advance, advanced.address
+            if not self._record(request, first, advance.points, len(points), advanced.where):
+                return None
+            points += advance.points
+            if advance.state != "more":
+                break
+            seconds = min(2 * seconds, _LONGEST_SLICE)
+        if advance.result is None:
+            return None
+        for name in advance.left_out:
+            _warn_left_out(self._counter.location, name)
+        return advance.result
+
+    def _describe(self, x: np.ndarray[Any, Any]) -> Request:
+        assert self._call.describe is not None
+        return describe_call(self._call.name, functools.partial(self._call.describe, x.copy(), *self._call.args))
+
+    def _program(self, request: Request, i: int) -> Program:
+        return program(
+            request, seed=self._run.seed, location=self._counter.location.child(self._call.name, i),
+            gradient=self._entry.header.gradient, backend=self._run.backend,
+        )  # fmt: skip
+
+    def _record(self, request: Request, first: Program, points: Sequence[Point], known: int, where: str) -> bool:
+        """Record ``points`` that the quantum function, asked here, describes; False from the first other one on."""
+        run = self._run
+        rows: list[records.Row] = []
+        for k, point in enumerate(points):
+            asked = self._describe(point.x)
+            same = all(getattr(asked, part) is getattr(request, part) for part in _PARTS)
+            if not same or k in (0, len(points) - 1):  # what is the same object may still have been changed in place
+                again = self._program(asked, known + k)
+                same = (again.template.digest, again.shots, again.plan) == (
+                    first.template.digest,
+                    first.shots,
+                    first.plan,
+                ) and follows(again, point.x)
+            elif same:
+                same = np.asarray(asked.theta).tobytes() == point.x.tobytes()
+            if not same:
+                break
+            rows.append(records.Row(
+                self._entry.line, known + k, pack_array(point.x), point.value,
+                None if point.gradient is None else pack_array(point.gradient), point.stderr, first.shots,
+                point.seconds, where, first.template.digest if len(self._entry.rows) + len(rows) == 0 else "",
+            ))  # fmt: skip
+        run._journal.append_all(rows)
+        run._keep(first)
+        self._entry.rows.extend(rows)
+        self._entry.counted += len(rows)
+        run._count("evaluations_executed", len(rows))
+        for row in rows:
+            run._progress.evaluated(self._group, row.value)
+        return len(rows) == len(points)
+
+
+_LONGEST_SHIPPED = ROUND_TRIP
+"""A loop whose evaluations take longer, in seconds, stays with the driver, which may spread them over devices."""
+_FIRST_SLICE, _LONGEST_SLICE = 0.1, 0.8
+"""Seconds of a loop's slices: short at first, so that much is soon known of it; then long beside the trip."""
+_PARTS = ("circuit", "observables", "shots", "precision", "backend", "grouping")
+
+
+def _point(row: records.Row) -> Point:
+    gradient = None if row.g is None else unpack_array(row.g)
+    return Point(unpack_array(row.x), row.value, row.stderr, gradient, row.seconds)
 
 
 class _Inner:
@@ -794,6 +1245,15 @@ def follows(asked: Program, point: np.ndarray[Any, Any]) -> bool:
 @functools.lru_cache(maxsize=64)
 def _plan_document(plan: NumericPlan) -> Any:
     return encode(plan).document
+
+
+def _predicted(asked: Program) -> dict[str, Any] | None:
+    """What one row of a program is taken to need; None where that is refused, which those who place it say."""
+    try:
+        required = need(asked)
+    except HybridqError:
+        return None
+    return {"bytes": required.bytes, "seconds": required.seconds / max(1, asked.rows), "shots": asked.shots}
 
 
 def describe_call(name: str, describe: Callable[[], Request]) -> Request:
@@ -835,15 +1295,14 @@ def _encode_result(found: Any, location: Location) -> Encoded:
             f"the method of {location} returned a {type(found).__qualname__}; it must return a "
             "scipy.optimize.OptimizeResult."
         )
-    kept = OptimizeResult()
-    for key, value in found.items():
-        try:
-            encode(OptimizeResult({key: value}))
-        except Unhashable:
-            warnings.warn(f"{location}: the result's member {key!r} is not data and was left out.", stacklevel=2)
-        else:
-            kept[key] = value
-    return encode(kept)
+    encoded, left_out = encode_result(found)
+    for name in left_out:
+        _warn_left_out(location, name)
+    return encoded
+
+
+def _warn_left_out(location: Location, name: str) -> None:
+    warnings.warn(f"{location}: the result's member {name!r} is not data and was left out.", stacklevel=2)
 
 
 def _note(error: BaseException, location: Location) -> None:

@@ -166,6 +166,91 @@ def test_options_replace_keywords(script: Path, tmp_path: Path) -> None:
     assert "own finished" in plain.stderr
 
 
+def test_a_backend_by_name(script: Path, tmp_path: Path) -> None:
+    options = ("--name", "one", "--json")
+    live = document(hybridq(tmp_path, "run", script, *options, "--backend", "density_matrix", "--", "value sample"))
+    again = document(hybridq(tmp_path, "run", script, *options, "--backend", "density_matrix", "--", "value sample"))
+    assert again["value"] == live["value"]
+    assert (live["evaluations_executed"], again["evaluations_executed"]) == (2, 0)
+    lines = [json.loads(line) for line in (tmp_path / "runs/one/journal.jsonl").read_text().splitlines()]
+    assert [e["plan"]["v"]["method"] for e in lines if e["k"] == "circuit"] == ["density_matrix"] * 2
+    stopped = hybridq(tmp_path, "run", script, *options, "--backend", "stabilizer", "--", "value sample", code=1)
+    assert "Diverged" in stopped.stderr
+    assert "density_matrix" in stopped.stderr
+    assert "stabilizer" in stopped.stderr
+
+
+def test_plan_then_run_then_show(script: Path, tmp_path: Path) -> None:
+    """A plan prices and runs the steps; the run answers them; show puts what was predicted beside what was measured."""
+    options, arguments = ("--name", "one", "--workers", 1), ("--", "loop value sample step random")
+    text = hybridq(tmp_path, "plan", script, *options, *arguments)
+    assert text.stdout.startswith("plan of one, recorded in runs/one\n")
+    assert all(len(line) <= 120 for line in text.stdout.splitlines())
+    for words in ("study/minimize[0]/energy", "study/energy[0]", "study/counts[0]", "at most 12 each (maxiter=12)",
+                  "ran now, and is recorded", "what follows hq.run depends on the value of"):  # fmt: skip
+        assert words in text.stdout
+    for printed in ("the body prints", "a step prints"):
+        assert printed in text.stderr
+    assert "the script prints" not in text.stderr  # it would go on with what is not known
+    planned = document(hybridq(tmp_path, "plan", script, *options, "--json", *arguments))
+    assert [(row["at"], row["count"], row["circuits"], row["shots"]) for row in planned["calls"]] == [
+        ("study/minimize[0]/energy", 1, 1, 0), ("study/energy[0]", 1, 1, 0), ("study/counts[0]", 1, 1, 50),
+    ]  # fmt: skip
+    assert planned["calls"][0]["loop"]["at_limit"]["evaluations"] == 12
+    assert [(step["at"], step["state"]) for step in planned["steps"]] == [("study/loud[0]", "answered")]
+    assert planned["answered"] == {"evaluations": 0, "steps": 1}
+    assert json.loads((tmp_path / "runs/one/journal.jsonl").read_text().splitlines()[-1])["status"] == "planned"
+
+    live = document(hybridq(tmp_path, "run", script, *options, "--json", *arguments))
+    assert (live["evaluations_executed"], live["steps_executed"], live["steps_replayed"]) == (14, 0, 1)
+
+    again = hybridq(tmp_path, "plan", script, *options, *arguments)
+    assert "answered from the record" in again.stdout
+    assert "the script prints" in again.stderr
+    shown = document(hybridq(tmp_path, "show", "one", "--json"))
+    assert shown["status"] == "finished"
+    exact, sampled = sorted(shown["programs"], key=lambda one: one["shots"] or 0)
+    assert (exact["evaluations"], exact["shots"], sampled["evaluations"], sampled["shots"]) == (13, None, 1, 50)
+    for one in (exact, sampled):
+        assert one["predicted_bytes"] >= 2**25
+        assert 0 < one["seconds"] < 10
+        assert 0 < one["predicted_seconds"] < 10
+    text = hybridq(tmp_path, "show", "one")
+    assert re.search(r"^[0-9a-f]{12} +1 +exact +13 +\S+ +\S+ +32 MiB", text.stdout, re.MULTILINE)
+
+
+def test_a_plan_refuses_what_fits_nowhere(tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text("""
+import hybridq as hq
+from qiskit import QuantumCircuit
+
+@hq.quantum
+def wide(n):
+    circuit = QuantumCircuit(n)
+    circuit.h(0)
+    return hq.expval(circuit, "Z" * n)
+
+@hq.workflow
+def study():
+    return hq.map(wide, [2, 50, 60], return_exceptions=True)
+
+if __name__ == "__main__":
+    hq.run(study, name="wide")
+""")
+    done = hybridq(tmp_path, "plan", path, code=1)
+    assert done.stdout.count("refused  study/wide") == 2
+    assert re.search(r"the program needs 16,384.* TiB \([\d,]+ bytes, 50 qubits\), and the largest device, .* has",
+                     done.stdout)  # fmt: skip
+    assert "study/wide[0]" in done.stdout
+    refusals = document(hybridq(tmp_path, "plan", path, "--json", code=1))["refusals"]
+    assert [(r["at"], r["needs"] > r["has"] > 0) for r in refusals] == [
+        ("study/wide[1]", True), ("study/wide[2]", True),
+    ]  # fmt: skip
+    path.write_text("print('no run')")
+    assert "without calling hq.run" in hybridq(tmp_path, "plan", path, code=1).stderr
+
+
 def test_json_has_forms_for_what_json_lacks(script: Path, tmp_path: Path) -> None:
     found = document(hybridq(tmp_path, "run", script, "--json", "special"))
     assert found["value"]["special"] == ["nan", "inf", "-inf", 1.5, [0, 1, 2], [1, None, True], 2**60]
@@ -242,6 +327,7 @@ USAGE = {
     "seed of words": (["run", "script.py", "--seed", "x"], 2, "'x' is not a valid integer"),
     "unknown option": (["run", "--fast", "script.py"], 2, "No such option"),
     "unknown command": (["walk"], 2, "No such command 'walk'"),
+    "unknown backend": (["run", "script.py", "--backend", "fast", "--", "value"], 1, "'fast' is not a method of Aer"),
     "bad name": (["run", "script.py", "--name", "../x", "--", "value"], 1, "'../x' cannot name a run"),
     "empty name": (["run", "script.py", "--name", "", "--", "value"], 1, "'' cannot name a run"),
     "no such run": (["show", "nothing"], 1, "there is no run in"),
@@ -261,6 +347,6 @@ def test_an_empty_store_help_and_version(tmp_path: Path) -> None:
     assert hybridq(tmp_path, "runs").stdout == "no runs in runs\n"
     assert document(hybridq(tmp_path, "runs", "--json")) == []
     assert re.search(r"\d+\.\d+\.\d+", hybridq(tmp_path, "--version").stdout)
-    for command in ("run", "runs", "show"):
+    for command in ("run", "plan", "runs", "show"):
         assert command in hybridq(tmp_path, "--help").stdout
         assert "Usage: hybridq" in hybridq(tmp_path, command, "--help").stdout

@@ -123,12 +123,79 @@ def test_auto_takes_parameter_shift_for_shots_and_nothing_where_no_gradient_is_u
     assert headers == {"sampled": "parameter-shift", "free": "none", "differences": "none"}
 
 
+@hq.workflow
+def estimates(shots: int | None) -> Any:
+    return hq.gradient(energy, START, shots, method="spsa"), hq.gradient(energy, START, shots, method="spsa")
+
+
+@pytest.mark.parametrize("shots", [None, 200])
+def test_random_estimates_are_the_runs_own(shots: int | None, client: Client, store: Path) -> None:
+    """Each call has a direction of its own, the same whenever the run is repeated."""
+    first, second = hq.run(estimates, shots, name="one", seed=3, store=store, cluster=client)
+    slope = dense_gradient(START)
+    for found in (first, second):
+        direction = np.sign(found / found[0])
+        np.testing.assert_allclose(np.abs(found), np.abs(found[0]), rtol=1e-12)
+        if shots is None:
+            np.testing.assert_allclose(found, (slope @ direction) * direction, atol=1e-6)
+    assert first.tobytes() != second.tobytes()
+    for options in ({"name": "one", "seed": 3}, {"name": "again", "seed": 3}):
+        again = hq.run(estimates, shots, store=store, cluster=client, **options)  # type: ignore[arg-type]
+        assert [g.tobytes() for g in again] == [first.tobytes(), second.tobytes()]
+    other = hq.run(estimates, shots, name="other", seed=4, store=store, cluster=client)
+    assert other[0].tobytes() != first.tobytes()
+
+
+@pytest.mark.parametrize("shots", [None, 200])
+def test_a_loop_with_random_estimates_resumes_to_the_same_bits(shots: int | None, client: Client, store: Path) -> None:
+    found = hq.run(loop, "CG", "spsa", shots, name="whole", store=store, cluster=client)
+    rows = [r for _, r in read_records(store / "whole") if isinstance(r, records.Row)]
+    assert len(rows) == found.nfev
+    assert all(r.g is not None for r in rows)
+    lines = (store / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    marks = [i for i, line in enumerate(lines) if json.loads(line)["k"] == "row"]
+    shutil.copytree(store / "whole", store / "cut" / "whole")
+    (store / "cut" / "whole" / "journal.jsonl").write_bytes(b"".join(lines[: marks[len(marks) // 2]]))
+    for place in (store, store / "cut"):
+        again = hq.run(loop, "CG", "spsa", shots, name="whole", store=place, cluster=client)
+        assert (again.x.tobytes(), again.jac.tobytes()) == (found.x.tobytes(), found.jac.tobytes())
+
+
+@hq.workflow
+def on(backend: Any, jac: str) -> Any:
+    return hq.minimize(elsewhere, START, args=(backend,), method="L-BFGS-B", jac=jac, options={"maxiter": 2})
+
+
+@hq.quantum
+def elsewhere(theta: Any, backend: Any) -> Any:
+    return hq.expval(CIRCUIT, ENERGY, theta, backend=backend)
+
+
+NOISY = hq.Aer(noise=hq.Noise.depolarizing(0.01, 0.02))
+
+
+def test_auto_falls_back_to_parameter_shift_and_records_why(client: Client, store: Path) -> None:
+    for name, backend, words in (
+        ("noisy", NOISY, "there is noise"), ("tensors", "matrix_product_state", "the method is matrix_product_state"),
+    ):  # fmt: skip
+        hq.run(on, backend, "auto", name=name, store=store, cluster=client)
+        (circuit,) = [r for _, r in read_records(store / name) if isinstance(r, records.Circuit)]
+        (header,) = [r for _, r in read_records(store / name) if isinstance(r, records.Loop)]
+        assert header.gradient == "parameter-shift"
+        assert circuit.plan["v"]["gradient"] == "parameter-shift"
+        assert circuit.plan["v"]["reason"].endswith(f"; parameter-shift: {words}")
+        with pytest.raises(hq.WorkflowError, match=f"adjoint gradient was asked for, but {words}"):
+            hq.run(on, backend, "adjoint", name=f"{name}-adjoint", store=store, cluster=client)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: hq.minimize(energy, START, args=(100,), jac="adjoint"), "exact values, and shots were asked for"),
+        (lambda: hq.minimize(energy, START, args=(100,), jac="adjoint"), "but the values are sampled; use jac='p"),
         (lambda: hq.minimize(doubled, START, jac="adjoint"), "would not be the gradient"),
         (lambda: hq.minimize(dense, START, jac="adjoint"), "is for quantum functions"),
+        (lambda: hq.gradient(elsewhere, START, NOISY, method="adjoint"), "but there is noise; use jac='p"),
+        (lambda: hq.gradient(elsewhere, np.zeros(4), "stabilizer", method="spsa"), "multiples of pi/2 alone"),
         (lambda: hq.gradient(energy, START, method="finite"), "give one of auto, adjoint, parameter-shift"),
         (lambda: hq.gradient(dense, START), "takes a quantum function"),
     ],

@@ -52,12 +52,12 @@ from hybridq.journal import (
 )
 from hybridq.values import decode, encode
 
-HEADER = RunHeader(1, "study", "curve", "c0", "a0", [0.5, {"$": "tuple", "v": []}], 7)
+HEADER = RunHeader(1, "study", "curve", "c0", "a0", [0.5, {"$": "tuple", "v": []}], 7, None)
 RECORDS: list[Record] = [
     HEADER,
     Opened("host", 12, 1.5, "3.11", "x86_64", {"numpy": "2.0"}, ["python", "naïve \udcff.py"]),
     Code("energy", "c1", "def energy():\n    return 'ü\u2028'\n"),
-    Circuit("p1", {"$": "qpy", "f": "x"}, None, {"engine": "aer"}, 2, 3, 4),
+    Circuit("p1", {"$": "qpy", "f": "x"}, None, {"engine": "aer"}, 2, 3, 4, None),
     Step("a/b[0]", "c1", "a1", [1, None], {"k": -0.0}, 1e9, 0.1, "worker", 0, 2**40),
     Evaluation("a/e[0]", "p1", [0.1], None, {"v": 5e-324}, 1e9, 0.25, "driver", 1, 0),
     Loop("a/m[0]", "energy", "c1", "a1", [], "L-BFGS-B", "adjoint"),
@@ -136,6 +136,19 @@ def test_a_journal_written_elsewhere_is_read(store: Path) -> None:
     lines = [{"k": r.kind, **{f.name: getattr(r, f.name) for f in dataclasses.fields(r)}} for r in SMALL]
     replace(store / "journal.jsonl", chained(lines))
     assert [r for _, r in read_records(store)] == SMALL
+
+
+def test_a_journal_from_before_predictions_is_read(store: Path) -> None:
+    records = [HEADER, *(next(r for r in RECORDS if isinstance(r, kind)) for kind in (Circuit, Row))]
+    store.mkdir()
+    lines = [{"k": r.kind, **{f.name: getattr(r, f.name) for f in dataclasses.fields(r)}} for r in records]
+    del lines[1]["need"], lines[2]["program"]
+    replace(store / "journal.jsonl", chained(lines))
+    assert [r for _, r in read_records(store)] == records
+    del lines[1]["plan"]
+    replace(store / "journal.jsonl", chained(lines))
+    with pytest.raises(Version, match="line 2"):
+        read_records(store)
 
 
 def test_append_counts_lines_and_a_later_driver_goes_on(store: Path) -> None:
@@ -432,7 +445,7 @@ import sys
 from pathlib import Path
 from hybridq.journal import Journal, Event, RunHeader
 journal = Journal(Path(sys.argv[1]))
-journal.append(RunHeader(1, "study", "curve", "c", "a", None, 7))
+journal.append(RunHeader(1, "study", "curve", "c", "a", None, 7, None))
 for i in range(5):
     journal.append(Event(f"x[{i}]", i))
 print("open", flush=True)
@@ -537,7 +550,7 @@ journal = None
 try:
     journal = Journal(Path(sys.argv[1]))
     if not journal.records:
-        journal.append(RunHeader(1, "study", "curve", "c", "a", None, 7))
+        journal.append(RunHeader(1, "study", "curve", "c", "a", None, 7, None))
     for i in range(len(journal.records), 30):
         journal.append(Event(f"x[{i}]", journal.store(encode(i if i % 10 else [i] * 3000))))
         print("acknowledged", i, flush=True)

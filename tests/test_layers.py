@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # the public names
     ("",),
     # language
+    ("primitives",),
     ("language",),
     # execution
     ("runner",),
@@ -35,17 +36,24 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cluster",),
     ("steps", "progress"),
     ("scope",),
+    ("planning",),
     # engines: none imports another; what they share is below them
     ("engines.__main__",),
     ("engines.server", "engines.process"),
-    ("engines.aer", "engines.adjoint"),
-    ("engines.wire", "engines.frames", "engines.lowering", "engines.guard"),
+    ("engines.aer", "engines.adjoint", "engines.backend"),
+    ("engines.derivatives", "engines.guard"),
+    ("engines.costs",),
+    ("engines.measuring",),
+    ("engines.wire",),
+    ("engines.loops", "engines.frames", "engines.lowering"),
     ("engines",),
     # policies, methods, records
-    ("placement", "journal"),
+    ("simulation",),
+    ("ledger", "journal"),
     # nouns
     ("problems", "problems.fermions", "problems.lattices", "problems.molecules", "problems.problem", SIBLINGS),
     ("program",),
+    ("backends",),
     ("resources",),
     ("source",),
     ("values",),

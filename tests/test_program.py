@@ -8,6 +8,7 @@ import math
 import operator
 from typing import Any, cast
 
+import dense
 import numpy as np
 import pytest
 from hypothesis import event, given
@@ -18,11 +19,14 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter, ParameterVector
 from qiskit.primitives import BitArray
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
-from qiskit.quantum_info import Pauli, SparsePauliOp
+from qiskit.quantum_info import Kraus, Pauli, SparsePauliOp, SuperOp
+from qiskit_aer.noise import amplitude_damping_error
+from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
+from hybridq.backends import Aer, Backend, Noise
 from hybridq.errors import NotFinite, WorkflowError
 from hybridq.location import Location, seed_key
-from hybridq.program import MAX_SHOTS, Estimate, Outcome, Program, Request, need, numeric_plan, program, result
+from hybridq.program import MAX_SHOTS, Estimate, Outcome, Program, Request, numeric_plan, physical, program, result
 
 AT = Location("run/energy[0]")
 A, B = Parameter("a"), Parameter("b")
@@ -307,7 +311,7 @@ def test_final_measurements_do_not_disturb_an_expectation_value() -> None:
 def test_circuits_that_only_whole_executions_can_sample(circuit: QuantumCircuit, expected: bool) -> None:
     p = ask(circuit, None, (), shots=10)
     assert p.template.sampled_in_place is expected
-    assert p.plan.sampling == ("trajectories" if expected else "probabilities")
+    assert p.plan.sampling == ("simulator" if expected else "probabilities")
 
 
 def test_reset_initialize_and_measuring_again_happen_in_place() -> None:
@@ -366,7 +370,7 @@ def test_shots_are_kept(shots: Any) -> None:
     assert type(found) is int
 
 
-# -- seeds, plan, need ---------------------------------------------------------------------------------------------
+# -- seeds, plan ---------------------------------------------------------------------------------------------------
 
 
 def test_seeds_belong_to_seed_location_and_row_alone() -> None:
@@ -402,49 +406,195 @@ def test_the_plan_is_a_pure_function_of_the_program() -> None:
     assert other.plan == sampled.plan
 
 
-@st.composite
-def sizes(draw: st.DrawFn) -> tuple[int, int, int, int | None]:
-    return (
-        draw(st.integers(1, 30)),
-        draw(st.integers(0, 5)),
-        draw(st.integers(1, 20)),
-        draw(st.none() | st.integers(1, 10**6)),
-    )
+# -- backends ------------------------------------------------------------------------------------------------------
+
+NOISE = Noise.depolarizing(0.01)
 
 
-def needed(qubits: int, layers: int, rows: int, shots: int | None) -> Any:
-    circuit = QuantumCircuit(qubits)
-    circuit.rx(A, 0)
-    for _ in range(layers):
-        circuit.x(0)
-    return need(ask(circuit, "Z" * qubits, np.zeros((rows, 1)), shots=shots))
+def channelled() -> QuantumCircuit:
+    circuit = QuantumCircuit(2)
+    circuit.append(Kraus(SuperOp(amplitude_damping_error(0.1))).to_instruction(), [0])
+    return circuit
 
 
-@given(sizes(), sizes())
-def test_need_grows_with_everything(left: Any, right: Any) -> None:
-    lower: Any = tuple(None if None in pair else min(pair) for pair in zip(left, right, strict=True))
-    upper: Any = tuple(max((x for x in pair if x is not None), default=None) for pair in zip(left, right, strict=True))
-    small, large = needed(*lower), needed(*upper)
-    for name in ("bytes", "seconds", "qubits", "shots"):
-        assert getattr(small, name) <= getattr(large, name)
-    assert small == needed(*lower)
-    assert needed(upper[0] + 1, *upper[1:]).bytes > large.bytes
+def _on(circuit: QuantumCircuit, backend: Any, shots: int | None = None, **options: Any) -> Program:
+    observable = options.pop("observable", "Z" * circuit.num_qubits)
+    return ask(circuit, observable, np.zeros(circuit.num_parameters), backend=backend, shots=shots, **options)
 
 
-@pytest.mark.parametrize("shots", [None, 1000])
-def test_need_covers_the_state_itself(shots: int | None) -> None:
-    for qubits in (1, 10, 25, 40):
-        found = needed(qubits, 0, 3, shots)
-        assert found.bytes >= (32 if shots is None else 48) * 2**qubits
-        assert found.qubits == qubits
-        assert found.shots == 3 * (shots or 0)
-        assert found.threads == 1
+@pytest.mark.parametrize(
+    ("circuit", "backend", "shots", "observable", "expected"),
+    [
+        (free(), None, None, "ZZ", ("aer", "statevector", "exact", "none", "noiseless")),
+        (free(), "aer", 5, "ZZ", ("aer", "statevector", "probabilities", "qubit-wise", "noiseless")),
+        (free(), "statevector", None, "ZZ", ("aer", "statevector", "exact", "none", "method statevector was asked")),
+        (free(), "density_matrix", 5, None, ("aer", "density_matrix", "probabilities", "none", "density_matrix was")),
+        (free(), Aer(noise=NOISE), None, "ZZ", ("aer", "density_matrix", "exact", "none", "noise on 2 qubits")),
+        (free(), Aer(noise=NOISE), 5, "ZZ", ("aer", "density_matrix", "probabilities", "qubit-wise", "noise on 2")),
+        (free(13), Aer(noise=NOISE), 5, "Z" * 13,
+         ("aer", "statevector", "simulator", "qubit-wise", "noise on 13 qubits: one random trajectory a shot")),
+        (free(13), Aer(noise=NOISE), None, "Z" * 13, ("aer", "density_matrix", "exact", "none", "noise on 13")),
+        (free(), Aer("statevector", NOISE), 5, "ZZ", ("aer", "statevector", "simulator", "qubit-wise", "own shots")),
+        (channelled(), None, None, "ZZ", ("aer", "density_matrix", "exact", "none", "noise on 2 qubits")),
+        (free(), "stabilizer", None, "ZZ", ("aer", "stabilizer", "exact", "none", "stabilizer was asked")),
+        (free(), "stabilizer", 5, "ZZ", ("aer", "stabilizer", "simulator", "qubit-wise", "one seed a row and group")),
+        (free(16), "matrix_product_state", 5, None,
+         ("aer", "matrix_product_state", "probabilities", "none", "exact probabilities")),
+        (free(17), "matrix_product_state", 5, None, ("aer", "matrix_product_state", "simulator", "none", "own shots")),
+        (midway(), "density_matrix", 5, None, ("aer", "density_matrix", "simulator", "none", "whole executions")),
+        (free(), "adjoint", None, "ZZ", ("adjoint", "statevector", "exact", "none", "asked for by name")),
+    ],
+)  # fmt: skip
+def test_plans_by_backend(circuit: Any, backend: Any, shots: Any, observable: Any, expected: Any) -> None:
+    p = _on(circuit, backend, shots, observable=observable)
+    assert (p.plan.engine, p.plan.method, p.plan.sampling, p.plan.grouping) == expected[:4]
+    assert expected[4] in p.plan.reason
+    if observable is not None and shots is not None:
+        wider = _on(circuit, backend, shots, observable=observable, grouping="commuting")
+        assert wider.plan == dataclasses.replace(p.plan, grouping="commuting")
 
 
-def test_what_no_machine_could_hold_still_has_a_need() -> None:
-    found = need(ask(QuantumCircuit(2000), "Z" * 2000))
-    assert found.bytes > 2**2000
-    assert math.isfinite(found.seconds)
+def _derived(p: Request, gradient: str) -> Program:
+    return program(p, seed=7, location=AT, gradient=gradient)
+
+
+FALLS_BACK: dict[str, tuple[Request, str]] = {
+    "noise": (Request(two(), "ZZ", THETA, backend=Aer(noise=NOISE)), "there is noise"),
+    "channels": (Request(channelled(), "ZZ", ()), "the circuit has instructions that are not unitary"),
+    "method": (Request(two(), "ZZ", THETA, backend="matrix_product_state"), "the method is matrix_product_state"),
+    "shots": (Request(two(), "ZZ", THETA, shots=10), "the values are sampled"),
+    "precision": (Request(two(), "ZZ", THETA, precision=0.1), "the values are sampled"),
+}
+
+
+@pytest.mark.parametrize(("request_", "words"), FALLS_BACK.values(), ids=FALLS_BACK.keys())
+def test_gradients_fall_back_with_the_reason_recorded(request_: Request, words: str) -> None:
+    plan = _derived(request_, "auto").plan
+    assert (plan.engine, plan.gradient) == ("aer", "parameter-shift")
+    assert plan.reason.endswith(f"; parameter-shift: {words}")
+    plain = program(request_, seed=7, location=AT).plan
+    assert dataclasses.replace(plan, gradient="none", reason=plain.reason) == plain
+    with pytest.raises(WorkflowError, match=f"the adjoint gradient was asked for, but {words}; use jac='parameter-sh"):
+        _derived(request_, "adjoint")
+    assert _derived(request_, "parameter-shift").plan == plan  # as a loop asks for what "auto" came to
+    assert _derived(request_, "spsa").plan.reason == f"{plain.reason}; spsa: asked for by name"
+
+
+def test_gradients_of_exact_values_are_the_adjoints() -> None:
+    for way in ("auto", "adjoint"):
+        for backend in (None, "aer", "statevector", "adjoint"):
+            plan = _derived(Request(two(), "ZZ", THETA, backend=backend), way).plan
+            assert (plan.engine, plan.gradient, plan.sampling) == ("adjoint", "adjoint", "exact")
+    shifted = _derived(Request(two(), "ZZ", THETA), "parameter-shift")
+    assert shifted.plan.reason.endswith("; parameter-shift: asked for by name")
+    assert not shifted.seeds.any()
+    assert _derived(Request(two(), "ZZ", THETA), "spsa").seeds.any()  # for its direction
+
+
+def resetting(inside: bool = False) -> QuantumCircuit:
+    circuit = QuantumCircuit(1)
+    circuit.h(0)
+    circuit.reset(0)
+    outside = QuantumCircuit(1)
+    outside.append(circuit.to_instruction(), [0])
+    return outside if inside else circuit
+
+
+BAD_BACKENDS: dict[str, tuple[Request, str, str]] = {
+    "exact with noise and a state vector": (
+        Request(two(), "ZZ", THETA, backend=Aer("statevector", NOISE)), "none",
+        "exact value with noise needs the density matrix, and method 'statevector' was asked for; give shots"),
+    "exact channels and a product state": (
+        Request(channelled(), "ZZ", (), backend="matrix_product_state"), "none", "needs the density matrix"),
+    "channels and a stabilizer": (
+        Request(channelled(), "ZZ", (), shots=5, backend="stabilizer"), "none", "'stabilizer' cannot have noise"),
+    "adjoint of shots": (Request(two(), "ZZ", THETA, shots=5, backend="adjoint"), "none", "but the values are sampled"),
+    "adjoint of samples": (Request(two(), None, THETA, shots=5, backend="adjoint"), "none", "adjoint engine was asked"),
+    "adjoint of channels": (Request(channelled(), "ZZ", (), backend="adjoint"), "none", "that are not unitary"),
+    "unknown name": (Request(two(), "ZZ", THETA, backend="fast"), "none", "'fast' is not a method of Aer"),
+    "unknown grouping": (
+        Request(two(), "ZZ", THETA, grouping="all"), "none", "'all' is not a way to group Paulis; give one of qubit-"),
+    "unknown gradient": (Request(two(), "ZZ", THETA), "finite", "'finite' is not a way to gradients; give one of auto"),
+    "gradient of samples": (Request(two(), None, THETA, shots=5), "auto", "samples have no gradient; describe"),
+    "spsa of a stabilizer": (
+        Request(two(), "ZZ", [0, 0], backend="stabilizer"), "spsa", "takes multiples of pi/2 alone"),
+    "measured midway with noise": (
+        Request(midway(), "Z", (), backend=Aer(noise=NOISE)), "none", "measures, resets or branches before its end"),
+    "reset with a density matrix": (
+        Request(resetting(), "Z", (), backend="density_matrix"), "none", "measures, resets or branches before its end"),
+    "reset inside with the adjoint": (
+        Request(resetting(inside=True), "Z", (), backend="adjoint"), "none", "measures, resets or branches"),
+    "branch with a product state": (
+        Request(_if(), "ZZ", (), backend="matrix_product_state"), "none", "measures, resets or branches"),
+    "not Hermitian with noise": (
+        Request(two(), {"XY": 2j}, THETA, backend=Aer(noise=NOISE)), "none", "not Hermitian: the coefficient of XY"),
+    "negative precision": (Request(two(), "ZZ", THETA, precision=-0.1), "none", r"precision is -0\.1; it must"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_", "gradient", "words"), BAD_BACKENDS.values(), ids=BAD_BACKENDS.keys())
+def test_what_a_backend_cannot_do_is_refused_before_it_costs(request_: Request, gradient: str, words: str) -> None:
+    with pytest.raises(WorkflowError, match=words):
+        _derived(request_, gradient)
+
+
+def test_a_backend_is_part_of_what_is_evaluated() -> None:
+    backends = [None, "statevector", "density_matrix", "adjoint", Aer(noise=NOISE),
+                Aer(noise=Noise.depolarizing(0.02)), Aer(noise=FakeManilaV2())]  # type: ignore[arg-type]  # fmt: skip
+    digests = [_on(two(), backend).template.digest for backend in backends]
+    assert len(set(digests)) == len(digests)
+    assert _on(two(), "aer").template.digest == digests[0]
+    # a request's own goes before the run's
+    request = Request(two(), "ZZ", THETA, backend="density_matrix")
+    assert program(request, seed=7, location=AT, backend="adjoint").plan.method == "density_matrix"
+    assert program(Request(two(), "ZZ", THETA), seed=7, location=AT, backend="adjoint").plan.engine == "adjoint"
+
+
+def test_physical_templates_know_the_columns_that_are_left() -> None:
+    """A parameter that only turns the phase of all is gone after a translation; the others keep their columns."""
+    circuit = QuantumCircuit(2, global_phase=Parameter("b"))
+    circuit.rx(Parameter("a"), 0)
+    circuit.ry(Parameter("c"), 1)
+    template = ask(circuit, "ZX", [0.1, 0.2, 0.3], backend=Aer(noise=FakeManilaV2())).template  # type: ignore[arg-type]
+    found = physical(template)
+    assert physical(template) is found
+    assert {parameter.name: column for parameter, column in found.positions.items()} == {"a": 0, "c": 2}
+    assert (found.num_parameters, found.columns) == (3, (0, 2))
+    assert found.has_channels
+    assert len(found.readout) == found.num_qubits
+    assert template.columns is None
+    plain = ask(circuit, "ZX", [0.1, 0.2, 0.3]).template
+    assert physical(plain).circuit is plain.circuit
+    assert [column for column in physical(plain).positions.values()] == [0, 1, 2]
+
+
+def test_a_turn_before_a_measurement_is_gone_with_its_parameter() -> None:
+    circuit = QuantumCircuit(1, 1)
+    circuit.rx(Parameter("b"), 0)
+    circuit.rz(Parameter("a"), 0)
+    circuit.measure(0, 0)
+    backend = Backend("qiskit_ibm_runtime.fake_provider:FakeManilaV2", optimization_level=2)
+    found = physical(ask(circuit, None, [0.1, 0.2], shots=5, backend=backend).template)
+    assert {parameter.name: column for parameter, column in found.positions.items()} == {"b": 1}
+
+
+def test_samples_of_a_translated_circuit_are_those_of_the_researchers_qubits() -> None:
+    circuit = QuantumCircuit(3)
+    circuit.x(0)
+    for pair in ((0, 1), (1, 2), (0, 2)):
+        circuit.cx(*pair)
+    template = ask(circuit, None, (), shots=5, backend=Aer(noise=FakeManilaV2())).template  # type: ignore[arg-type]
+    found = physical(template).circuit
+    assert found.num_clbits == 3
+    gates = QuantumCircuit(found.num_qubits)
+    for instruction in found.data:
+        if instruction.name not in ("superop", "measure"):
+            gates.append(instruction.operation, [found.find_bit(q).index for q in instruction.qubits])
+    state = dense.state(gates, [])
+    (only,) = np.flatnonzero(np.abs(state) > 0.5)
+    read = {found.find_bit(i.clbits[0]).index: only >> found.find_bit(i.qubits[0]).index & 1
+            for i in found.data if i.name == "measure"}  # fmt: skip
+    assert read == {0: 1, 1: 1, 2: 0}
 
 
 # -- templates -----------------------------------------------------------------------------------------------------

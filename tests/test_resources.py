@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridq.resources import Device, Need, format_bytes, parse_bytes, worker_allowance
+from hybridq.ledger import Device
+from hybridq.resources import Need, format_bytes, parse_bytes, worker_allowance
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -118,7 +119,7 @@ def test_small_workers_have_no_room() -> None:
 
 def test_needs_and_devices_are_plain_frozen_data() -> None:
     assert Need(1, 2.0) == Need(1, 2.0, threads=1, qubits=0, shots=0)
-    for thing in (Need(1, 2.0), Device("d", 1, 2, 0.0)):
+    for thing in (Need(1, 2.0), Device("d", 1, 2, 1)):
         with pytest.raises(AttributeError):
             thing.bytes = 5  # type: ignore[misc]
         assert hash(thing) == hash(type(thing)(**{f: getattr(thing, f) for f in thing.__slots__}))

@@ -21,10 +21,11 @@ from qiskit.quantum_info import SparsePauliOp
 from scipy.sparse import csr_array
 from threadpoolctl import ThreadpoolController
 
-from hybridq.engines.guard import Numbers, Prepared, evaluate_each, mark_peak
+from hybridq.engines.costs import OPERATOR_ENTRIES, operator_split
+from hybridq.engines.guard import Numbers, Prepared, evaluate_each
 from hybridq.engines.lowering import AS_ROTATIONS, ROTATIONS, Basis, Binder, lower, unbound, without_identity
 from hybridq.errors import EngineFailed, HybridqError, WorkflowError
-from hybridq.program import OPERATOR_ENTRIES, Outcome, Program, Template
+from hybridq.program import Outcome, Program, Template, physical
 
 __all__ = ["AdjointEngine"]
 
@@ -50,7 +51,6 @@ class AdjointEngine:
         _core()
         self._prepared: Prepared[_Prepared] = Prepared(_CACHE_BYTES)
         self._threads = ThreadpoolController()
-        mark_peak()
 
     def evaluate(self, programs: Sequence[Program], max_bytes: int | None = None) -> list[Outcome | HybridqError]:
         """Evaluate each program by its plan; a failed one is an error in its place and harms no other.
@@ -70,7 +70,7 @@ class AdjointEngine:
         return self._threads.limit(limits=1)
 
     def _compute(self, program: Program) -> Numbers:
-        template, plan = program.template, program.plan
+        template, plan = physical(program.template), program.plan
         if plan.sampling != "exact" or not template.observables:
             raise WorkflowError("the adjoint engine gives exact expectation values only; plan 'aer' for samples.")
         if plan.gradient not in ("none", "adjoint"):
@@ -240,7 +240,7 @@ class _Prepared:
     def __init__(self, template: Template) -> None:
         lowered = lower(template.circuit, _BASIS)
         self._qubits = template.num_qubits
-        self._binder = Binder(lowered.expressions, template.circuit.parameters)
+        self._binder = Binder(lowered.expressions, template.positions, template.num_parameters)
         numbers = {slot: number for number, slot in enumerate(lowered.slots)}
         gates = [g for i in lowered.circuit.data for g in _gates(i, lowered.circuit, numbers)]
         self._items = [(gate, list(gate.angle)) for gate in gates]
@@ -507,7 +507,7 @@ class _Operator:
         powers = 1 << np.arange(n, dtype=np.int64)
         flips, signs = observable.paulis.x @ powers, observable.paulis.z @ powers
         coefficients = observable.coeffs.real * 1j ** (observable.paulis.x & observable.paulis.z).sum(axis=1)
-        low = next(low for low in range(n, -1, -1) if _entries(flips, signs, low) <= limit or low == 0)
+        low = operator_split(flips, signs, n, limit)
         self._shape = (1 << n - low, 1 << low)
         self._parts: list[tuple[int, Array, Any]] = []
         high = np.arange(1 << n - low, dtype=np.int64)
@@ -534,12 +534,6 @@ class _Operator:
                 else:
                     image -= part
         return images.reshape(-1)
-
-
-def _entries(flips: Array, signs: Array, low: int) -> int:
-    """Entries of all matrices together, with ``low`` qubits in them."""
-    keys = np.stack([flips >> low, signs >> low, flips & ((1 << low) - 1)])
-    return int(np.unique(keys, axis=1).shape[1]) << low
 
 
 def _matrix(flips: Array, signs: Array, coefficients: Array, size: int) -> Any:

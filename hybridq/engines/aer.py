@@ -7,15 +7,16 @@ an installed Aer does not have that interface, ``run`` itself does the work, wit
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit, transpile
-from qiskit.circuit import Gate, Parameter
+from qiskit.circuit import ControlFlowOp, Gate, Parameter
 from qiskit.circuit.library import (
     CUGate,
     PhaseGate,
@@ -32,14 +33,39 @@ from qiskit.circuit.library import (
     U3Gate,
     UGate,
 )
-from qiskit.quantum_info import SparsePauliOp
+from qiskit.quantum_info import PauliList, SparsePauliOp
 from qiskit_aer import AerSimulator
-from qiskit_aer.library import SaveExpectationValue, SaveStatevector
+from qiskit_aer.library import SaveExpectationValue, SaveProbabilities, SaveStatevector
+from qiskit_aer.noise import NoiseModel, ReadoutError
 
-from hybridq.engines.guard import Numbers, OutOfMemory, Prepared, evaluate_each, mark_peak
-from hybridq.engines.lowering import AS_ROTATIONS, ROTATIONS, Basis, Binder, Rewrite, lower, unbound, without_identity
+from hybridq.engines.costs import grouped
+from hybridq.engines.derivatives import both_ways, shift_slopes, spsa
+from hybridq.engines.guard import Numbers, OutOfMemory, Prepared, evaluate_each
+from hybridq.engines.lowering import (
+    AS_ROTATIONS,
+    ROTATIONS,
+    Basis,
+    Binder,
+    Rewrite,
+    as_channel,
+    lower,
+    unbound,
+    without_identity,
+)
+from hybridq.engines.measuring import (
+    Group,
+    Measured,
+    cumulative,
+    draws,
+    generator,
+    mean_of_bits,
+    mean_of_draws,
+    probabilities,
+    rotated,
+    split,
+)
 from hybridq.errors import EngineFailed, HybridqError, WorkflowError
-from hybridq.program import Outcome, Program, Template
+from hybridq.program import CHANNELS, NumericPlan, Outcome, Program, Template, physical
 
 __all__ = ["AerEngine"]
 
@@ -47,9 +73,9 @@ Array = NDArray[Any]
 
 _CACHE_BYTES = 2**26  # of prepared circuits
 _BYTES_PER_OPERATION = 2048  # measured 1.6 KiB for a gate with a parameter, Qiskit's and Aer's objects together
-_DRAW = 2**17  # shots drawn at a time, which bounds the memory of drawing; part of what fixes the bits
-_TRAJECTORIES = 2**16  # shots of one execution where Aer returns each as a string
 _BIND = 2**17  # parameter values bound at a time
+_SHOTS = 2**16  # of one execution where Aer returns each as a string
+_CLIFFORD = 1e-9  # radians by which an angle may miss a multiple of pi/2
 
 
 class AerEngine:
@@ -61,17 +87,10 @@ class AerEngine:
 
     def __init__(self, max_bytes: int, *, public: bool = False) -> None:
         self.max_bytes = max_bytes
-        self._backend = AerSimulator(
-            method="statevector",
-            max_parallel_threads=1,
-            max_parallel_experiments=1,
-            max_parallel_shots=1,
-            max_memory_mb=max(1, max_bytes >> 20),  # 0 would mean all of the machine's
-        )
-        self.public = public or not _inner_interface_works(self._backend)
+        self._backends: dict[tuple[str, int | None], Any] = {}
+        self.public = public or not _inner_interface_works(self._backend("statevector"))
         """Whether circuits go through ``AerSimulator.run`` rather than being assembled once."""
-        self._prepared: Prepared[_Prepared | _Trajectories] = Prepared(_CACHE_BYTES)
-        mark_peak()
+        self._prepared: Prepared[_Prepared] = Prepared(_CACHE_BYTES)
 
     def evaluate(self, programs: Sequence[Program], max_bytes: int | None = None) -> list[Outcome | HybridqError]:
         """Evaluate each program by its plan; a failed one is an error in its place and harms no other.
@@ -82,98 +101,65 @@ class AerEngine:
         allowed = self.max_bytes if max_bytes is None else min(max_bytes, self.max_bytes)
         return evaluate_each("Aer", programs, allowed, self._compute)
 
+    def _backend(self, method: str, bond_dimension: int | None = None) -> Any:
+        known = self._backends.get((method, bond_dimension))
+        if known is None:
+            # Aer over-estimates matrix product states and would refuse them; 0 MB would mean all of the machine's
+            memory = -1 if method == "matrix_product_state" else max(1, self.max_bytes >> 20)
+            known = self._backends[method, bond_dimension] = AerSimulator(
+                method=method,
+                max_parallel_threads=1,
+                max_parallel_experiments=1,
+                max_parallel_shots=1,
+                max_memory_mb=memory,
+                matrix_product_state_max_bond_dimension=bond_dimension,
+                matrix_product_state_truncation_threshold=_TRUNCATION,
+            )
+        return known
+
     def _compute(self, program: Program) -> Numbers:
-        template, plan = program.template, program.plan
-        if plan.gradient not in ("none", "parameter-shift"):
-            raise WorkflowError(f"Aer has no gradient by {plan.gradient!r}; plan 'none' or 'parameter-shift'.")
-        if plan.sampling == "trajectories":
-            if plan.gradient != "none":
-                raise WorkflowError(
-                    "a circuit that measures, resets or branches before its end has no gradient; remove those "
-                    "instructions."
-                )
-            return _executed(self._trajectories(template), program)
-        values = _evaluated(self._circuit(template, plan.sampling, _BASIS), program)
+        template, plan = physical(program.template), program.plan
+        if plan.gradient not in ("none", "parameter-shift", "spsa"):
+            raise WorkflowError(f"Aer has no gradient by {plan.gradient!r}; plan 'none', 'parameter-shift' or 'spsa'.")
+        if plan.gradient != "none" and not template.observables:
+            raise WorkflowError("samples have no gradient; plan 'none'.")
+        shots = program.shots or 0
+        basis, shifted_basis = _bases(plan.method)
+        prepared = self._circuit(template, plan, basis)
+        if not template.observables:
+            bits = np.zeros((program.rows, shots, prepared.num_bytes), dtype=np.uint8)
+            for row, slots in enumerate(prepared.bound(program.theta)):
+                prepared.sample(slots, program.seeds[row], bits[row])
+            return Numbers(np.empty((program.rows, 0)), np.empty((program.rows, 0)), bits, None)
+        values = np.empty((program.rows, len(template.observables)))
+        stderrs = np.zeros(values.shape)
+        layouts = prepared.layouts(shots)
+        for row, slots in enumerate(prepared.bound(program.theta)):
+            values[row], stderrs[row] = prepared.estimate(slots, layouts, program.seeds[row], 0)
         if plan.gradient == "none":
-            return values
-        return values._replace(gradients=_shifted(self._circuit(template, plan.sampling, _SHIFTED), program))
+            return Numbers(values, stderrs, None, None)
+        gradients = np.empty((*values.shape, template.num_parameters))
+        if plan.gradient == "spsa":
+            for row, theta in enumerate(program.theta):
+                both = functools.partial(prepared.ends, layouts, program.seeds[row])
+                gradients[row] = spsa(theta, program.seeds[row], both, sampled=shots > 0)
+            return Numbers(values, stderrs, None, gradients)
+        shifted = self._circuit(template, plan, shifted_basis)
+        for row, theta in enumerate(program.theta):
+            angles = shifted.binder.bind(theta[None])[0]
+            ends = np.array([
+                shifted.estimate(slots, layouts, program.seeds[row], 1 + number)[0]
+                for number, slots in enumerate(both_ways(angles))
+            ]).reshape(2 * len(angles), values.shape[1])  # fmt: skip
+            gradients[row] = shifted.binder.chain(theta, shift_slopes(ends))
+        return Numbers(values, stderrs, None, gradients)
 
-    def _trajectories(self, template: Template) -> _Trajectories:
-        prepared = self._prepared.get((template.digest, "trajectories"), lambda: _Trajectories(template, self._backend))
-        assert isinstance(prepared, _Trajectories)
-        return prepared
-
-    def _circuit(self, template: Template, sampling: str, basis: Basis) -> _Prepared:
-        prepared = self._prepared.get(
-            (template.digest, sampling, basis is _SHIFTED),
-            lambda: _Prepared(template, sampling, basis, self._backend, self.public),
+    def _circuit(self, template: Template, plan: NumericPlan, basis: Basis) -> _Prepared:
+        key = (template.digest, plan.method, plan.sampling, plan.grouping, plan.options, basis.shared)
+        bond = dict(plan.options).get("bond_dimension")
+        return self._prepared.get(
+            key, lambda: _Prepared(template, plan, basis, self._backend(plan.method, bond), self.public)
         )
-        assert isinstance(prepared, _Prepared)
-        return prepared
-
-
-def _executed(prepared: _Trajectories, program: Program) -> Numbers:
-    """Bits of all rows, each row's shots whole executions."""
-    bits = np.empty((program.rows, program.shots or 0, prepared.num_bytes), dtype=np.uint8)
-    for theta, seed, row_bits in zip(program.theta, program.seeds, bits, strict=True):
-        prepared.sample(theta, seed, row_bits)
-    values = np.empty((program.rows, len(program.template.observables)))
-    return Numbers(values, np.zeros(values.shape), bits, None)
-
-
-def _evaluated(prepared: _Prepared, program: Program) -> Numbers:
-    """Values and standard errors of all rows, or their bits."""
-    shots = program.shots or 0
-    values = np.empty((program.rows, len(program.template.observables)))
-    stderrs = np.zeros(values.shape)
-    if program.plan.sampling == "exact":
-        for row, data in enumerate(prepared.execute(program.theta)):
-            values[row] = prepared.expectations(data)
-        return Numbers(values, stderrs, None, None)
-    if program.template.observables:
-        layouts = [_split(observable, shots) for observable in prepared.measured_observables]
-        for row, data in enumerate(prepared.execute(program.theta)):
-            prepared.estimate(data, layouts, program.seeds[row], 0, values[row], stderrs[row])
-        return Numbers(values, stderrs, None, None)
-    bits = np.zeros((program.rows, shots, prepared.num_bytes), dtype=np.uint8)
-    for row, data in enumerate(prepared.execute(program.theta)):
-        prepared.sample(data, program.seeds[row], bits[row])
-    return Numbers(values, stderrs, bits, None)
-
-
-def _shifted(prepared: _Prepared, program: Program) -> Array:
-    """Gradients, shape (rows, observables, parameters), of a circuit prepared with one slot for each rotation.
-
-    The derivative by the angle of exp(-i angle/2 P) is half the difference of the values at angle +- pi/2 (Mitarai et
-    al., Phys. Rev. A 98, 032309 (2018); Schuld et al., Phys. Rev. A 99, 032331 (2019)). All shifts of a row are one
-    batch; where values are sampled, each shift draws from a generator of its own.
-    """
-    count, observables = prepared.binder.width, len(program.template.observables)
-    gradients = np.empty((program.rows, observables, program.template.num_parameters))
-    layouts = [_split(observable, program.shots or 0) for observable in prepared.measured_observables]
-    shifted, ignored = np.empty((2, observables)), np.empty(observables)
-    slopes = np.empty((observables, count))
-    for row, theta in enumerate(program.theta):
-        data = prepared.run(_both_ways(prepared.binder.bind(theta[None])[0]))
-        for slot in range(count):
-            for side in (0, 1):
-                if program.plan.sampling == "exact":
-                    shifted[side] = prepared.expectations(next(data))
-                else:
-                    number = 1 + 2 * slot + side  # 0 is the row itself
-                    prepared.estimate(next(data), layouts, program.seeds[row], number, shifted[side], ignored)
-            slopes[:, slot] = (shifted[0] - shifted[1]) / 2
-        gradients[row] = prepared.binder.chain(theta, slopes)
-    return gradients
-
-
-def _both_ways(angles: Array) -> Iterator[Array]:
-    """``angles`` with the first shifted up by a quarter turn, then down; then the second, and so on."""
-    for slot in range(len(angles)):
-        for shift in (np.pi / 2, -np.pi / 2):
-            shifted = angles.copy()
-            shifted[slot] += shift
-            yield shifted
 
 
 # -- circuits that Aer can run and re-bind -----------------------------------------------------------------------
@@ -207,16 +193,38 @@ _CONTROLLED: dict[str, Rewrite] = {
     "cu3": lambda theta, phi, lam: _controlled(theta, phi, lam, 0.0),
     "cu": _controlled,
 }
-_BASIS = Basis("Aer", _NATIVE, {name: gate for name, (gate, _) in _BINDABLE.items()}, _CONTROLLED)
-_SHIFTED = Basis("Aer", _NATIVE, ROTATIONS, AS_ROTATIONS)
+_GATES = {name: gate for name, (gate, _) in _BINDABLE.items()}
+_CLIFFORDS = frozenset(("cx", "cy", "cz", "h", "s", "sdg", "swap", "sx", "sxdg", "x", "y", "z"))
+_BY_METHOD = {
+    "statevector": Basis("Aer", _NATIVE, _GATES, _CONTROLLED, "kraus"),
+    "density_matrix": Basis(
+        "Aer's density matrix",
+        _NATIVE - {"ccz", "crx", "cry", "crz", "cswap", "csx", "cu", "cu3", "mcphase", "mcx"},
+        {name: gate for name, gate in _GATES.items() if name != "cu" and name != "cu3"},
+        AS_ROTATIONS,
+        "superop",
+    ),
+    "matrix_product_state": Basis(
+        "Aer's matrix product state",
+        _NATIVE - {"ccz", "crx", "cry", "crz", "cu", "cu1", "cu3", "mcphase", "mcx"},
+        {name: gate for name, gate in _GATES.items() if name not in ("cu", "cu1", "cu3")},
+        AS_ROTATIONS,
+    ),
+    "stabilizer": Basis("Aer's stabilizer method", _CLIFFORDS, ROTATIONS, AS_ROTATIONS),
+}
+_TRUNCATION = 1e-24  # of a matrix product state's squared weight, a bond; Aer's own 1e-16 shows as 1e-9 in values
+
+
+@functools.cache
+def _bases(method: str) -> tuple[Basis, Basis]:
+    """What Aer takes with ``method``: for values, and for values at shifted angles."""
+    basis = _BY_METHOD.get(method)
+    if basis is None:
+        raise WorkflowError(f"Aer has no method {method!r} here; plan one of {', '.join(_BY_METHOD)}.")
+    return basis, dataclasses.replace(basis, bindable=ROTATIONS, rewrites=AS_ROTATIONS, shared=False)
 
 
 # -- two routes to one execution ---------------------------------------------------------------------------------
-
-
-class _Route(Protocol):
-    def run(self, values: list[float]) -> dict[str, Any]:
-        """What the circuit saves, by label, with these values of its slots."""
 
 
 class _Inner:
@@ -231,17 +239,20 @@ class _Inner:
         self._config = generate_aer_config([circuit], backend.options, shots=1)
         numbers = {slot: number for number, slot in enumerate(slots)}
         self._bindings: list[Any] = []
-        self._numbers: list[int] = []
+        self._cells: list[list[float]] = []
+        order: list[int] = []
         for index, instruction in enumerate(circuit.data):
             for position, parameter in enumerate(instruction.params):
                 if unbound(parameter):
-                    self._bindings.append([(index_maps[0][index], position), [0.0]])
-                    self._numbers.append(numbers[parameter])
+                    self._cells.append([0.0])
+                    self._bindings.append([(index_maps[0][index], position), self._cells[-1]])
+                    order.append(numbers[parameter])
+        self._order = np.array(order, dtype=np.intp)
 
-    def run(self, values: list[float]) -> dict[str, Any]:
+    def run(self, values: Array) -> dict[str, Any]:
         if self._bindings:
-            for binding, number in zip(self._bindings, self._numbers, strict=True):
-                binding[1][0] = values[number]
+            for cell, value in zip(self._cells, values[self._order].tolist(), strict=True):
+                cell[0] = value
             self._config.parameterizations = [self._bindings]
         output = self._backend._execute_circuits(self._circuits, None, self._config)
         if not output["results"]:
@@ -254,16 +265,39 @@ class _Inner:
 
 
 class _Public:
-    """The same through Aer's documented interface, which takes a circuit with its values."""
+    """The same through Aer's documented interface, which takes a circuit with its values, and shots if asked for.
 
-    def __init__(self, backend: Any, circuit: QuantumCircuit, slots: Sequence[Parameter]) -> None:
+    ``rebuilt`` makes what is executed of a circuit with its values; ``noise`` are errors of readout.
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        circuit: QuantumCircuit,
+        slots: Sequence[Parameter],
+        rebuilt: Callable[[QuantumCircuit], QuantumCircuit] | None = None,
+        noise: NoiseModel | None = None,
+    ) -> None:
         self._backend = backend
         self._circuit = circuit
         self._slots = slots
+        self._rebuilt = rebuilt
+        self._options = {} if noise is None else {"noise_model": noise}
 
-    def run(self, values: list[float]) -> dict[str, Any]:
-        bound = self._circuit.assign_parameters(dict(zip(self._slots, values, strict=True)))
-        return _public_data(self._backend.run(bound, shots=1).result())
+    def _bound(self, values: Array) -> QuantumCircuit:
+        bound = self._circuit.assign_parameters(dict(zip(self._slots, values.tolist(), strict=True)))
+        return bound if self._rebuilt is None else self._rebuilt(bound)
+
+    def run(self, values: Array) -> dict[str, Any]:
+        return _public_data(self._backend.run(self._bound(values), shots=1).result())
+
+    def sample(self, values: Array, shots: int, seed: int) -> Array:
+        """Bits of ``shots`` executions, uint8, shape (shots, bytes), big-endian packed."""
+        job = self._backend.run(self._bound(values), shots=shots, memory=True, seed_simulator=seed, **self._options)
+        outcomes = _public_data(job.result())["memory"]
+        num_bytes = -(-self._circuit.num_clbits // 8)
+        packed = {text: int(text, 16).to_bytes(num_bytes, "big") for text in set(outcomes)}
+        return np.frombuffer(b"".join(packed[text] for text in outcomes), np.uint8).reshape(shots, num_bytes)
 
 
 def _public_data(result: Any) -> dict[str, Any]:
@@ -282,6 +316,59 @@ def _failure(status: Any) -> Exception:
     return OutOfMemory(int(short[1]) << 20) if short else EngineFailed(f"Aer failed on this program: {status}")
 
 
+def _cliffords(circuit: QuantumCircuit) -> QuantumCircuit:
+    """``circuit`` with its rotations, all by multiples of a quarter turn, as gates of the Clifford group."""
+    target = circuit.copy_empty_like()
+    for instruction in circuit.data:
+        name, params = instruction.name, instruction.operation.params
+        qubits = [circuit.find_bit(q).index for q in instruction.qubits]
+        if name in ROTATIONS:
+            _quarter_turns(target, name, _quarters(name, params[0]), qubits)
+            continue
+        operation = instruction.operation
+        if isinstance(operation, ControlFlowOp):
+            operation = operation.replace_blocks(map(_cliffords, operation.blocks))
+        target.append(operation, instruction.qubits, instruction.clbits, copy=False)
+    return target
+
+
+def _quarters(name: str, angle: Any) -> int:
+    quarters = float(angle) / (np.pi / 2)
+    if abs(quarters - round(quarters)) * np.pi / 2 > _CLIFFORD:
+        raise WorkflowError(
+            f"the stabilizer method takes Clifford gates alone, and the circuit has {name} by {float(angle):.6g} "
+            "radians, which is no multiple of pi/2; use another method."
+        )
+    return round(quarters) % 4
+
+
+_ABOUT_Z = (), ("s",), ("z",), ("sdg",)
+_ABOUT = {  # gates by quarter turns, up to a phase
+    "rx": ((), ("sx",), ("x",), ("sxdg",)), "ry": ((), ("z", "h"), ("y",), ("h", "z")), "rz": _ABOUT_Z,
+}  # fmt: skip
+_INTO_Z: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # of two-qubit words, for each qubit
+    "rzz": ((), ()), "rxx": (("h",), ("h",)), "ryy": (("sdg", "h"), ("sdg", "h")), "rzx": ((), ("h",)),
+}  # fmt: skip
+_BACK = {"h": "h", "sdg": "s"}
+
+
+def _quarter_turns(circuit: QuantumCircuit, name: str, quarters: int, qubits: list[int]) -> None:
+    if len(qubits) == 1:
+        for gate in _ABOUT[name][quarters]:
+            getattr(circuit, gate)(qubits[0])
+        return
+    for qubit, gates in zip(qubits, _INTO_Z[name], strict=True):
+        for gate in gates:
+            getattr(circuit, gate)(qubit)
+    circuit.cx(qubits[0], qubits[1])
+    for gate in _ABOUT_Z[quarters]:
+        getattr(circuit, gate)(qubits[1])
+    circuit.cx(qubits[0], qubits[1])
+    for qubit, gates in zip(qubits, _INTO_Z[name], strict=True):
+        for gate in reversed(gates):
+            getattr(circuit, _BACK[gate])(qubit)
+
+
 def _inner_interface_works(backend: Any) -> bool:
     """Whether Aer's inner interface exists and re-binds every kind of gate to what Aer's public one computes."""
     circuit = QuantumCircuit(2)
@@ -294,11 +381,11 @@ def _inner_interface_works(backend: Any) -> bool:
         circuit.ry(0.7, 0)
         slots += mine
     circuit.append(SaveExpectationValue(SparsePauliOp(["XY", "ZI", "YZ"], [0.5, 0.3, 0.2]), label="0"), [0, 1])
-    values = [0.3 + 0.1 * i for i in range(len(slots))]
+    values = 0.3 + 0.1 * np.arange(len(slots))
     expected = _Public(backend, circuit, slots).run(values)["0"]
     try:
         inner = _Inner(backend, circuit, slots)
-        inner.run([0.0] * len(slots))
+        inner.run(np.zeros(len(slots)))
         found = inner.run(values)["0"]
         return bool(abs(found - expected) < 1e-12)
     except Exception:  # noqa: BLE001 - whatever an undocumented interface does wrong, the documented one is there
@@ -308,280 +395,238 @@ def _inner_interface_works(backend: Any) -> bool:
 # -- a template, ready to run ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Paulis of an observable that one measurement of every qubit gives together."""
-
-    x_rotations: tuple[int, ...]
-    """Qubits measured in the basis of X."""
-    y_rotations: tuple[int, ...]
-    """Qubits measured in the basis of Y."""
-    masks: Array
-    """For each Pauli, the bits whose parity is its sign: uint64, shape (paulis,)."""
-    coefficients: Array
-    """Shape (paulis,)."""
-    weight: float
-    """Sum of the magnitudes of the coefficients."""
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """An observable as what is measured: groups, and the part that needs no measurement."""
-
-    constant: float
-    groups: tuple[_Group, ...]
-
-
 class _Prepared:
-    """A template compiled for exact values, or for states to draw samples from."""
+    """A template compiled for exact values, for distributions to draw from, or for the simulator's own shots."""
 
-    def __init__(self, template: Template, sampling: str, basis: Basis, backend: Any, public: bool) -> None:
-        lowered = lower(template.circuit, basis, shared=basis is not _SHIFTED)
-        self.binder = Binder(lowered.expressions, template.circuit.parameters)
-        self._constants: list[float] = []
-        self._labels: list[str | None] = []
-        self.measured_observables: tuple[_Measured, ...] = ()
-        circuit = lowered.circuit
-        if sampling == "exact":
-            for column, observable in enumerate(template.observables):
-                constant, rest = without_identity(observable)
-                self._constants.append(constant)
-                self._labels.append(None if rest is None else str(column))
-                if rest is not None:
-                    circuit.append(SaveExpectationValue(rest, label=str(column)), circuit.qubits)
-        else:
-            self.measured_observables = tuple(map(_grouped, template.observables))
-            if template.num_qubits:
-                circuit.append(SaveStatevector(template.num_qubits, label="state"), circuit.qubits)
+    def __init__(self, template: Template, plan: NumericPlan, basis: Basis, backend: Any, public: bool) -> None:
+        circuit = self._lower(template, plan, basis)
+        self._template, self._sampling = template, plan.sampling
+        self._dense = plan.method == "statevector"
+        self._measured_observables: tuple[Measured, ...] = ()
+        self._exact: list[tuple[float, str | None]] = []
         clbits = template.circuit.num_clbits
-        self._measured = lowered.measured if clbits else tuple((i, i) for i in range(template.num_qubits))
         self.num_bytes = -(-(clbits or template.num_qubits) // 8)
-        saves = sampling != "exact" or any(label is not None for label in self._labels)
-        route: type[_Inner] | type[_Public] = _Public if public else _Inner
-        self._route: _Route | None = route(backend, circuit, lowered.slots) if saves and template.num_qubits else None
+        if plan.sampling != "exact":
+            readout = template.readout if plan.sampling == "probabilities" else ()
+            self._readout = readout
+            self._measured_observables = grouped(template, plan.grouping)
+        if plan.sampling == "simulator":
+            self._routes = self._measured_circuits(circuit, backend)
+            saved = len(self._routes)
+        else:
+            saved = self._save(circuit)
+            rebuilt = _cliffords if plan.method == "stabilizer" else None
+            inner = not (public or rebuilt)
+            self._routes = [
+                _Inner(backend, circuit, self._slots) if inner else _Public(backend, circuit, self._slots, rebuilt)
+            ] if saved and template.num_qubits else []  # fmt: skip
         matrices = sum(p.nbytes for i in circuit.data for p in i.params if isinstance(p, np.ndarray))
         self.nbytes = (
-            _BYTES_PER_OPERATION * (len(circuit.data) + 1)
+            _BYTES_PER_OPERATION * (len(circuit.data) + 1) * max(1, saved if plan.sampling == "simulator" else 1)
             + 2 * matrices
             + template.num_paulis * (256 + 4 * template.num_qubits)
+            + sum(observable.nbytes for observable in self._measured_observables)
         )
 
-    def execute(self, theta: Array) -> Iterator[dict[str, Any]]:
-        """What each row of ``theta`` saves, one execution a row."""
+    def _lower(self, template: Template, plan: NumericPlan, basis: Basis) -> QuantumCircuit:
+        """The circuit in ``basis``; one that only whole executions can sample keeps its instructions."""
+        if template.sampled_in_place:
+            circuit = template.circuit if template.circuit.num_clbits else template.circuit.measure_all(inplace=False)
+            self._slots = tuple(circuit.parameters)
+            self.binder = Binder(self._slots, template.positions, template.num_parameters)
+            self._final: tuple[tuple[int, int], ...] = ()
+            return _whole(circuit, plan.method, basis)
+        lowered = lower(template.circuit, basis)
+        self._slots = lowered.slots
+        self.binder = Binder(lowered.expressions, template.positions, template.num_parameters)
+        clbits = template.circuit.num_clbits
+        self._final = lowered.measured if clbits else tuple((i, i) for i in range(template.num_qubits))
+        return lowered.circuit
+
+    def _save(self, circuit: QuantumCircuit) -> int:
+        """Append what is saved at the end; how many things that is."""
+        template = self._template
+        if self._sampling == "exact":
+            for column, observable in enumerate(template.observables):
+                constant, rest = without_identity(_misread(observable, template.readout))
+                self._exact.append((constant, None if rest is None else str(column)))
+                if rest is not None:
+                    circuit.append(SaveExpectationValue(rest, label=str(column)), circuit.qubits)
+            return sum(label is not None for _, label in self._exact)
+        if self._dense:
+            if template.num_qubits:
+                circuit.append(SaveStatevector(template.num_qubits, label="state"), circuit.qubits)
+            return 1
+        if not template.observables:
+            circuit.append(SaveProbabilities(template.num_qubits, label="0"), circuit.qubits)
+            return 1
+        groups = [group for observable in self._measured_observables for group in observable.groups]
+        for number, group in enumerate(groups):
+            _turn(circuit, group)
+            circuit.append(SaveProbabilities(template.num_qubits, label=str(number)), circuit.qubits)
+            _turn(circuit, group, back=True)
+        return len(groups)
+
+    def _measured_circuits(self, circuit: QuantumCircuit, backend: Any) -> list[_Inner | _Public]:
+        """A circuit for each group, measured at its end; the circuit itself where bits are sampled."""
+        template = self._template
+        rebuilt = _cliffords if backend.options.method == "stabilizer" else None
+        errors = _readout_errors(template.readout)
+        if not template.observables:
+            if not template.sampled_in_place:
+                circuit = _with_measurements(circuit, self._final, template.circuit.num_clbits or template.num_qubits)
+            return [_Public(backend, circuit, self._slots, rebuilt, errors)]
+        routes: list[_Inner | _Public] = []
+        for observable in self._measured_observables:
+            for group in observable.groups:
+                turned = circuit.copy()
+                _turn(turned, group)
+                final = tuple((i, i) for i in range(template.num_qubits))
+                turned = _with_measurements(turned, final, template.num_qubits)
+                routes.append(_Public(backend, turned, self._slots, rebuilt, errors))
+        return routes
+
+    def bound(self, theta: Array) -> Iterator[Array]:
+        """Values of the slots for each row of ``theta``."""
         step = max(1, _BIND // max(1, self.binder.width))
         for start in range(0, len(theta), step):
-            yield from self.run(self.binder.bind(theta[start : start + step]))
+            yield from self.binder.bind(theta[start : start + step])
 
-    def run(self, slots: Iterable[Array]) -> Iterator[dict[str, Any]]:
-        """What each row of values of the slots saves."""
-        if self._route is None:
-            yield from ({"state": np.ones(1)} for _ in slots)
-            return
-        for values in slots:
-            yield self._route.run(values.tolist())
+    def layouts(self, shots: int) -> list[list[int]]:
+        """Shots of each group of each observable."""
+        return [split(observable, shots) for observable in self._measured_observables]
 
-    def expectations(self, data: dict[str, Any]) -> list[float]:
-        """Exact values of all observables."""
-        return [
-            constant if label is None else constant + float(data[label])
-            for constant, label in zip(self._constants, self._labels, strict=True)
-        ]
-
-    def estimate(
-        self,
-        data: dict[str, Any],
-        layouts: list[list[int]],
-        seed: Array,
-        shift: int,
-        values: Array,
-        stderrs: Array,
-    ) -> None:
-        """Draw every observable's groups from the state, and write values and standard errors, shape (observables,).
+    def estimate(self, slots: Array, layouts: list[list[int]], seed: Array, shift: int) -> tuple[Any, Any]:
+        """Values and standard errors of all observables, each of shape (observables,).
 
         ``shift`` tells the draws of a row's shifted copies apart; 0 is the row itself.
         """
-        state = np.asarray(data["state"])
+        if self._sampling == "exact":
+            data = self._routes[0].run(slots) if self._routes else {}
+            return [c if label is None else c + float(data[label]) for c, label in self._exact], 0.0
+        data = self._routes[0].run(slots) if self._routes and self._sampling == "probabilities" else {}
+        values, stderrs = np.empty((2, len(layouts)))
         stream = 0
-        for column, (observable, layout) in enumerate(zip(self.measured_observables, layouts, strict=True)):
+        for column, (observable, layout) in enumerate(zip(self._measured_observables, layouts, strict=True)):
             value, variance = observable.constant, 0.0
             for group, shots in zip(observable.groups, layout, strict=True):
-                mean, own_variance = _group_mean(group, shots, _cumulative(_rotated(state, group)), seed, stream, shift)
+                if self._sampling == "simulator":
+                    mean, own = mean_of_bits(group, self._shots(stream, slots, shots, seed, shift))
+                else:
+                    distribution = cumulative(self._probabilities(data, group, stream))
+                    mean, own = mean_of_draws(group, shots, distribution, seed, stream, shift)
                 value += mean
-                variance += own_variance
+                variance += own
                 stream += 1
             values[column], stderrs[column] = value, np.sqrt(variance)
+        return values, stderrs
 
-    def sample(self, data: dict[str, Any], seed: Array, bits: Array) -> None:
-        """Draw shots from the state into ``bits``, zeros of shape (shots, num_bytes), in the order of drawing."""
+    def ends(self, layouts: list[list[int]], seed: Array, points: Array) -> Array:
+        """Values at ``points`` of parameters, shape (points, observables), each with draws of its own."""
+        return np.array([
+            self.estimate(slots, layouts, seed, 1 + number)[0] for number, slots in enumerate(self.bound(points))
+        ])  # fmt: skip
+
+    def _probabilities(self, data: dict[str, Any], group: Group | None, stream: int) -> Array:
+        """Probabilities of the basis states in a group's basis, not normalised."""
+        if self._dense:
+            state = np.asarray(data["state"]) if data else np.ones(1)
+            if group is not None:
+                state = rotated(state, group)
+            return probabilities(state)
+        found = np.array(data[str(stream)])
+        for qubit, (flip_0, flip_1) in enumerate(self._readout):
+            if flip_0 or flip_1:
+                halves = found.reshape(-1, 2, 1 << qubit)
+                zero, one = halves[:, 0], halves[:, 1]
+                moved = flip_0 * zero - flip_1 * one
+                zero -= moved
+                one += moved
+        return found
+
+    def sample(self, slots: Array, seed: Array, bits: Array) -> None:
+        """Draw shots into ``bits``, zeros of shape (shots, num_bytes), in the order of drawing."""
+        if self._sampling == "simulator":
+            bits[...] = self._shots(0, slots, len(bits), seed, 0)
+            return
+        data = self._routes[0].run(slots)
         start = 0
-        for drawn in _draws(_cumulative(np.asarray(data["state"])), len(bits), seed, 0):
+        for drawn in draws(cumulative(self._probabilities(data, None, 0)), len(bits), seed, 0):
             rows = bits[start : start + len(drawn)]
-            for qubit, clbit in self._measured:
+            for qubit, clbit in self._final:
                 rows[:, self.num_bytes - 1 - clbit // 8] |= ((drawn >> qubit & 1) << clbit % 8).astype(np.uint8)
             start += len(drawn)
 
-
-class _Trajectories:
-    """A template whose circuit measures, resets or branches on its way: Aer runs every shot."""
-
-    def __init__(self, template: Template, backend: Any) -> None:
-        circuit = template.circuit if template.circuit.num_clbits else template.circuit.measure_all(inplace=False)
-        self._backend = backend
-        self._parameters = list(template.circuit.parameters)
-        self._circuit = transpile(circuit, backend, optimization_level=0, seed_transpiler=0)
-        self.num_bytes = -(-circuit.num_clbits // 8)
-        self.nbytes = _BYTES_PER_OPERATION * (self._circuit.size() + 1)
-
-    def sample(self, theta: Array, seed: Array, bits: Array) -> None:
-        """Run all shots of one row into ``bits``, shape (shots, num_bytes), seeded by the row's key alone."""
-        left = self._circuit.parameters
-        values = {p: value for p, value in zip(self._parameters, theta.tolist(), strict=True) if p in left}
-        bound = self._circuit.assign_parameters(values)
-        for number, start in enumerate(range(0, len(bits), _TRAJECTORIES)):
-            part = bits[start : start + _TRAJECTORIES]
-            own_seed = int(_generator(seed, number).integers(2**31))
-            job = self._backend.run(bound, shots=len(part), memory=True, seed_simulator=own_seed)
-            outcomes = _public_data(job.result())["memory"]
-            packed = {text: int(text, 16).to_bytes(self.num_bytes, "big") for text in set(outcomes)}
-            part[...] = np.frombuffer(b"".join(packed[text] for text in outcomes), np.uint8).reshape(part.shape)
+    def _shots(self, number: int, slots: Array, shots: int, seed: Array, shift: int) -> Array:
+        """Bits of the simulator's own shots of a circuit, uint8, shape (shots, bytes)."""
+        route = self._routes[number]
+        assert isinstance(route, _Public)
+        parts = []
+        for part, start in enumerate(range(0, shots, _SHOTS)):
+            own_seed = int(generator(seed, number, (shift << 16) + part).integers(2**31))
+            parts.append(route.sample(slots, min(_SHOTS, shots - start), own_seed))
+        return np.concatenate(parts)
 
 
-# -- observables -------------------------------------------------------------------------------------------------
+def _whole(circuit: QuantumCircuit, method: str, basis: Basis) -> QuantumCircuit:
+    """A circuit with measurements and the like on its way, in gates that Aer takes with ``method``."""
+    if CHANNELS & set(circuit.count_ops()):
+        if basis.channels is None:
+            raise WorkflowError(f"{basis.engine} has no noise; use method='density_matrix'.")
+        converted = circuit.copy_empty_like()
+        for instruction in circuit.data:
+            operation = instruction.operation
+            if operation.name in CHANNELS:
+                operation = as_channel(operation, basis.channels)
+            converted.append(operation, instruction.qubits, instruction.clbits, copy=False)
+        circuit = converted
+    options = {"optimization_level": 0, "seed_transpiler": 0}
+    if method == "stabilizer":  # its rotations by quarter turns are Clifford gates once their angles are known
+        rotations = [name for name in ROTATIONS if name in _ABOUT]
+        return transpile(circuit, basis_gates=sorted(_CLIFFORDS.union(rotations)), **options)
+    return transpile(circuit, AerSimulator(method=method), **options)
 
 
-def _grouped(observable: SparsePauliOp) -> _Measured:
-    """Groups of Paulis that agree on every qubit they share, the largest coefficients placed first.
+def _turn(circuit: QuantumCircuit, group: Group, *, back: bool = False) -> None:
+    """Append the gates of ``group``, or take them ``back``."""
+    undo = {"s": "sdg", "sdg": "s"}
+    for name, qubits in reversed(group.gates) if back else group.gates:
+        getattr(circuit, undo.get(name, name) if back else name)(*qubits)
 
-    Each Pauli goes to the first group it fits. Done here, because a library's colouring of a graph may change with its
-    version and with it which samples are drawn.
+
+def _with_measurements(circuit: QuantumCircuit, final: Sequence[tuple[int, int]], clbits: int) -> QuantumCircuit:
+    whole = QuantumCircuit(circuit.num_qubits, clbits)
+    whole.compose(circuit, range(circuit.num_qubits), inplace=True)
+    for qubit, clbit in final:
+        whole.measure(qubit, clbit)
+    return whole
+
+
+def _misread(observable: SparsePauliOp, readout: Sequence[tuple[float, float]]) -> SparsePauliOp:
+    """What is measured in place of ``observable`` where bits are read with errors.
+
+    Reading Z of a qubit gives flip_1 - flip_0 + (1 - flip_0 - flip_1) Z on average, and so for X and Y, whose bases
+    are changed without errors.
     """
-    constant, rest = without_identity(observable)
-    if rest is None:
-        return _Measured(constant, ())
-    coefficients = np.asarray(rest.coeffs.real)
-    xs, zs = rest.paulis.x, rest.paulis.z
-    bases: list[tuple[Array, Array]] = []
-    members: list[list[int]] = []
-    for pauli in np.argsort(-np.abs(coefficients), kind="stable").tolist():
-        x, z = xs[pauli], zs[pauli]
-        for (base_x, base_z), own in zip(bases, members, strict=True):
-            shared = (x | z) & (base_x | base_z)
-            if not (((x ^ base_x) | (z ^ base_z)) & shared).any():
-                base_x |= x
-                base_z |= z
-                own.append(pauli)
-                break
-        else:
-            bases.append((x.copy(), z.copy()))
-            members.append([pauli])
-    powers = 1 << np.arange(rest.num_qubits, dtype=np.uint64)
-    groups = []
-    for (base_x, base_z), own in zip(bases, members, strict=True):
-        groups.append(
-            _Group(
-                x_rotations=tuple(np.flatnonzero(base_x & ~base_z).tolist()),
-                y_rotations=tuple(np.flatnonzero(base_x & base_z).tolist()),
-                masks=((xs[own] | zs[own]) * powers).sum(axis=1, dtype=np.uint64),
-                coefficients=coefficients[own],
-                weight=float(np.abs(coefficients[own]).sum()),
-            )
-        )
-    return _Measured(constant, tuple(groups))
+    for qubit, (flip_0, flip_1) in enumerate(readout):
+        if not (flip_0 or flip_1):
+            continue
+        acts = observable.paulis.x[:, qubit] | observable.paulis.z[:, qubit]
+        scaled = SparsePauliOp(observable.paulis, np.where(acts, 1 - flip_0 - flip_1, 1.0) * observable.coeffs)
+        if flip_0 != flip_1 and acts.any():
+            x, z = observable.paulis.x[acts].copy(), observable.paulis.z[acts].copy()
+            x[:, qubit] = z[:, qubit] = False
+            left = SparsePauliOp(PauliList.from_symplectic(z, x), (flip_1 - flip_0) * observable.coeffs[acts])
+            scaled = (scaled + left).simplify(atol=0.0, rtol=0.0)
+        observable = scaled
+    return observable
 
 
-def _split(observable: _Measured, shots: int) -> list[int]:
-    """Shots of each group: in proportion to its weight, but at least 2 (1 where there are too few)."""
-    count = len(observable.groups)
-    if count == 0:
-        return []
-    if shots < count:
-        raise WorkflowError(
-            f"{shots} shots cannot measure this observable: its Paulis need {count} different measurements, each at "
-            f"least once; ask for {count} shots or more, or for a smaller precision."
-        )
-    weights = np.array([group.weight for group in observable.groups])
-    quotas = weights * (shots / weights.sum())
-    split = np.floor(quotas).astype(np.int64)
-    rest = shots - int(split.sum())
-    split[np.argsort(split - quotas, kind="stable")[:rest]] += 1
-    least = 2 if shots >= 2 * count else 1
-    while split.min() < least:
-        split[np.argmin(split)] += 1
-        split[np.argmax(split)] -= 1
-    return [int(n) for n in split]
-
-
-# -- drawing -----------------------------------------------------------------------------------------------------
-
-
-def _rotated(state: Array, group: _Group) -> Array:
-    """``state`` in the group's basis, times a power of sqrt(2), which drops out when probabilities are normalised.
-
-    Plain additions in place of matrix products: the bits depend on no library's threads.
-    """
-    if not group.x_rotations and not group.y_rotations:
-        return state
-    state = state.copy()
-    for qubit in sorted(group.x_rotations + group.y_rotations):
-        halves = state.reshape(-1, 2, 1 << qubit)
-        low, high = halves[:, 0], halves[:, 1]
-        if qubit in group.y_rotations:
-            high *= -1j
-        total = low + high
-        np.subtract(low, high, out=high)
-        low[...] = total
-    return state
-
-
-def _cumulative(state: Array) -> Array:
-    """Running sum of the probabilities of the basis states, not normalised: its last entry is their total."""
-    probabilities = np.square(state.real)
-    probabilities += np.square(state.imag)
-    return np.cumsum(probabilities, out=probabilities)
-
-
-def _generator(seed: Array, stream: int, shift: int = 0) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, shift, stream]))
-
-
-def _draws(cumulative: Array, shots: int, seed: Array, stream: int, shift: int = 0) -> Iterator[Array]:
-    """Basis states drawn one shot after the other, int64, in arrays of at most `_DRAW`."""
-    generator = _generator(seed, stream, shift)
-    total = cumulative[-1]
-    last = int(np.searchsorted(cumulative, total))  # the last state that has any probability
-    for start in range(0, shots, _DRAW):
-        points = generator.random(min(_DRAW, shots - start))
-        points *= total
-        yield np.minimum(np.searchsorted(cumulative, points, side="right"), last)
-
-
-def _group_mean(
-    group: _Group, shots: int, cumulative: Array, seed: Array, stream: int, shift: int
-) -> tuple[float, float]:
-    """Mean of the group's part of the observable over ``shots``, and the variance of that mean.
-
-    The variance is that of the samples, so that covariances inside the group count; a single shot has none and gets
-    the largest possible deviation.
-    """
-    mean = squares = 0.0
-    done = 0
-    for drawn in _draws(cumulative, shots, seed, stream, shift):
-        if len(cumulative) <= 4 * len(drawn):
-            counts = np.bincount(drawn, minlength=len(cumulative))
-            states = np.flatnonzero(counts)
-            counts = counts[states]
-        else:
-            states, counts = np.unique(drawn, return_counts=True)
-        states = states.astype(np.uint64)
-        parts = np.zeros(len(states))
-        for mask, coefficient in zip(group.masks, group.coefficients, strict=True):
-            parts += np.where(np.bitwise_count(states & mask) & 1, -coefficient, coefficient)
-        size = len(drawn)
-        own_mean = float((counts * parts).sum()) / size
-        squares += float((counts * np.square(parts - own_mean)).sum())
-        step = own_mean - mean
-        squares += step * step * done * size / (done + size)
-        done += size
-        mean += step * size / done
-    variance = squares / (shots - 1) if shots > 1 else group.weight**2
-    return mean, variance / shots
+def _readout_errors(readout: Sequence[tuple[float, float]]) -> NoiseModel | None:
+    if not readout:
+        return None
+    model = NoiseModel()
+    for qubit, (flip_0, flip_1) in enumerate(readout):
+        if flip_0 or flip_1:
+            model.add_readout_error(ReadoutError([[1 - flip_0, flip_0], [flip_1, 1 - flip_1]]), [qubit])
+    return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-__all__ = ["EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "READY"]
+__all__ = ["ADVANCE", "EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "READY", "SEARCH_PATH"]
 
 HEAD = struct.Struct("<cQ")
 """Kind and length, before every message."""
@@ -13,11 +13,16 @@ MAX_LENGTH = 2**36
 
 EVALUATE = b"E"
 """To the process: templates it lacks, and a payload."""
+ADVANCE = b"A"
+"""To the process: templates it lacks, and a slice of a loop."""
 READY = b"R"
 """From the process, once: the versions it runs, as JSON."""
 OUTCOMES = b"O"
-"""From the process: packed outcomes."""
+"""From the process: packed outcomes, or what a slice of a loop came to."""
 MISSING = b"M"
 """From the process: a JSON list of the templates it dropped; nothing was evaluated."""
 FAILED = b"F"
 """From the process, as its last words: why it could not start."""
+
+SEARCH_PATH = "HYBRIDQ_SEARCH_PATH"
+"""Of the process' environment: the parent's folders of modules, where functions that return backends may be."""

@@ -12,11 +12,12 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
+from hybridq.engines.costs import footprint
 from hybridq.errors import EngineFailed, HybridqError, TooLarge
-from hybridq.program import Outcome, Program, need
+from hybridq.program import Outcome, Program
 from hybridq.resources import format_bytes
 
-__all__ = ["Numbers", "OutOfMemory", "Prepared", "evaluate_each", "mark_peak"]
+__all__ = ["Numbers", "OutOfMemory", "Prepared", "evaluate_each"]
 
 Array = NDArray[Any]
 
@@ -52,9 +53,14 @@ def _evaluate(
     engine: str, program: Program, allowed: int, compute: Callable[[Program], Numbers]
 ) -> Outcome | HybridqError:
     start = time.perf_counter()
-    required = need(program).bytes
+    try:
+        required = footprint(program)
+    except HybridqError as error:
+        return error
     if required > allowed:
         return _too_large(program, required, allowed)
+    watched = required >= _WATCHED
+    before = _peak_bytes() if watched else 0
     try:
         values, stderrs, bits, gradients = compute(program)
     except OutOfMemory as error:
@@ -63,7 +69,8 @@ def _evaluate(
         return error
     except Exception as error:  # noqa: BLE001 - simulators and Qiskit raise many types; here failures are values
         return EngineFailed(f"{engine} failed on this program: {type(error).__name__}: {error}")
-    return Outcome(values, stderrs, bits, time.perf_counter() - start, _peak.growth(), gradients)
+    seconds = time.perf_counter() - start
+    return Outcome(values, stderrs, bits, seconds, _peak_bytes() - before if watched else 0, gradients)
 
 
 def _too_large(program: Program, required: int, allowed: int) -> TooLarge:
@@ -74,6 +81,8 @@ def _too_large(program: Program, required: int, allowed: int) -> TooLarge:
     )
 
 
+_WATCHED = 3 * 2**24
+"""Bytes that a program has to ask for before the peak is read around it: a reading takes as long as a small program."""
 _STATUS = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC) if sys.platform == "linux" else -1
 
 
@@ -90,26 +99,6 @@ def _peak_bytes() -> int:
             return int(text[at + 6 : text.index(b"kB", at)]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-class _Peak:
-    """This process' peak of memory, read once a program for all engines in it."""
-
-    def __init__(self) -> None:
-        self._last = _peak_bytes()
-
-    def growth(self) -> int:
-        """What it grew by since the last call, in bytes."""
-        before, self._last = self._last, _peak_bytes()
-        return self._last - before
-
-
-_peak = _Peak()
-
-
-def mark_peak() -> None:
-    """What this process takes up to now is no program's: libraries and engines that were just loaded."""
-    _peak.growth()
 
 
 class _Sized(Protocol):

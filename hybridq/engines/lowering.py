@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit, transpile
-from qiskit.circuit import ControlFlowOp, Gate, Parameter, ParameterExpression
+from qiskit.circuit import ControlFlowOp, Gate, Instruction, Parameter, ParameterExpression
 from qiskit.circuit.exceptions import CircuitError
 from qiskit.circuit.library import (
     CRYGate,
@@ -31,9 +31,10 @@ from qiskit.circuit.library import (
     XGate,
 )
 from qiskit.exceptions import QiskitError
-from qiskit.quantum_info import SparsePauliOp
+from qiskit.quantum_info import Kraus, SparsePauliOp, SuperOp
 
 from hybridq.errors import EngineFailed, WorkflowError
+from hybridq.program import CHANNELS
 
 __all__ = [
     "AS_ROTATIONS",
@@ -42,6 +43,7 @@ __all__ = [
     "Binder",
     "Lowered",
     "Rewrite",
+    "as_channel",
     "lower",
     "unbound",
     "without_identity",
@@ -69,7 +71,11 @@ class Basis:
     bindable: Mapping[str, type[Gate]]
     """Gates whose parameters may be slots."""
     rewrites: Mapping[str, Rewrite]
-    """What becomes of other gates with open parameters, in place of their definitions."""
+    """What becomes of other gates, in place of their definitions."""
+    channels: str | None = None
+    """How it takes instructions that are quantum channels: ``superop``, ``kraus``, or not at all."""
+    shared: bool = True
+    """Whether equal expressions are one slot, or each occurrence has its own."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +90,22 @@ class Lowered:
     """Final measurements, (qubit, classical bit)."""
 
 
-def lower(circuit: QuantumCircuit, basis: Basis, *, shared: bool = True) -> Lowered:
-    """``circuit`` in ``basis``, where equal expressions are one slot, or each occurrence its own if not ``shared``.
+def lower(circuit: QuantumCircuit, basis: Basis) -> Lowered:
+    """``circuit`` in ``basis``.
 
     Raises `WorkflowError` for an instruction that is not unitary, other than a final measurement, and `EngineFailed`
     for one that has no definition.
     """
-    return _Lowering(circuit, basis, shared).run()
+    return _Lowering(circuit, basis).run()
 
 
 class _Lowering:
     """One walk over a circuit."""
 
-    def __init__(self, circuit: QuantumCircuit, basis: Basis, shared: bool) -> None:
+    def __init__(self, circuit: QuantumCircuit, basis: Basis) -> None:
         self._source = circuit
         self._basis = basis
         self._target = QuantumCircuit(circuit.num_qubits)
-        self._shared = shared
         self._known: dict[ParameterExpression, Parameter] = {}
         self._slots: list[Parameter] = []
         self._expressions: list[ParameterExpression] = []
@@ -128,6 +133,9 @@ class _Lowering:
                 f"the circuit has the instruction {operation.name!r} inside, which is not a gate; an exact value needs "
                 "gates alone. Remove it, or use hq.sample on a circuit that has it at the top level."
             )
+        if operation.name in CHANNELS:
+            self._add_channel(operation, qubits)
+            return
         base, _, control_state = operation.name.partition("_o")
         # names alone do not tell: a researcher's own gate may have any name
         known = getattr(operation, "base_class", type(operation)).__module__.startswith("qiskit.circuit.library.")
@@ -137,7 +145,7 @@ class _Lowering:
         elif known and operation.name in basis.bindable:
             gate = basis.bindable[operation.name](*map(self._slot, operation.params))
             self._target.append(gate, qubits, copy=False)
-        elif known and parameters and base in basis.rewrites:
+        elif known and base in basis.rewrites and (parameters or base not in basis.native):
             opened = [qubits[0]] if control_state == "0" else []
             self._flip(opened)
             for gate, positions in basis.rewrites[base](*operation.params):
@@ -146,6 +154,15 @@ class _Lowering:
         else:
             self._walk(_definition(operation, basis.engine), qubits)
 
+    def _add_channel(self, operation: Any, qubits: list[int]) -> None:
+        wanted = self._basis.channels
+        if wanted is None:
+            raise WorkflowError(
+                f"the circuit has the instruction {operation.name!r}, which is not unitary, and {self._basis.engine} "
+                "takes gates alone here; use method='density_matrix'."
+            )
+        self._target.append(as_channel(operation, wanted), qubits, copy=False)
+
     def _flip(self, qubits: list[int]) -> None:
         for qubit in qubits:
             self._target.append(XGate(), [qubit])
@@ -153,7 +170,7 @@ class _Lowering:
     def _slot(self, value: Any) -> Any:
         if not unbound(value):
             return float(value)
-        shared = self._shared and _hashable(value)
+        shared = self._basis.shared and _hashable(value)
         if shared and value in self._known:
             return self._known[value]
         slot = Parameter(f"slot{len(self._slots)}")
@@ -162,6 +179,15 @@ class _Lowering:
         if shared:
             self._known[value] = slot
         return slot
+
+
+def as_channel(operation: Any, wanted: str) -> Instruction:
+    """A quantum channel, ``superop`` or ``kraus``, as the ``wanted`` one of these."""
+    if operation.name == wanted:
+        return operation
+    if wanted == "kraus":
+        return Kraus(SuperOp(operation.params[0])).to_instruction()
+    return Instruction("superop", operation.num_qubits, 0, [SuperOp(Kraus(list(operation.params))).data])
 
 
 def unbound(value: Any) -> bool:
@@ -258,11 +284,13 @@ class Binder:
     Linear expressions all at once, any other by Qiskit row by row.
     """
 
-    def __init__(self, expressions: Sequence[ParameterExpression], parameters: Sequence[Parameter]) -> None:
-        positions = {parameter: i for i, parameter in enumerate(parameters)}
+    def __init__(
+        self, expressions: Sequence[ParameterExpression], positions: Mapping[Parameter, int], width: int
+    ) -> None:
+        """``positions`` are the columns of the parameters among ``width`` values of a row."""
         terms: list[list[tuple[int, float]]] = []
         self.width = len(expressions)
-        self._parameters = len(parameters)
+        self._parameters = width
         self._constants = np.zeros((len(expressions), 1))
         self._general: list[tuple[int, ParameterExpression, list[tuple[Parameter, int]]]] = []
         for slot, expression in enumerate(expressions):
@@ -273,14 +301,14 @@ class Binder:
                 self._general.append((slot, expression, own))
             else:
                 self._constants[slot] = linear[0]
-        width = max(map(len, terms), default=0)
-        self._columns = np.zeros((width, len(expressions)), dtype=np.intp)
-        self._factors = np.zeros((width, len(expressions), 1))
+        most = max(map(len, terms), default=0)
+        self._columns = np.zeros((most, len(expressions)), dtype=np.intp)
+        self._factors = np.zeros((most, len(expressions), 1))
         for slot, pairs in enumerate(terms):
             for term, (column, factor) in enumerate(pairs):
                 self._columns[term, slot] = column
                 self._factors[term, slot] = factor
-        bare = width == 1 and not self._general and not self._constants.any() and bool((self._factors == 1.0).all())
+        bare = most == 1 and not self._general and not self._constants.any() and bool((self._factors == 1.0).all())
         self._bare = self._columns[0] if bare else None
 
     def bind(self, theta: Array) -> Array:
@@ -336,7 +364,7 @@ class Binder:
 
 
 def _linear(
-    expression: ParameterExpression, positions: dict[Parameter, int]
+    expression: ParameterExpression, positions: Mapping[Parameter, int]
 ) -> tuple[float, list[tuple[int, float]]] | None:
     """Constant and (column, factor) pairs of a linear expression with real factors, None for any other."""
     if isinstance(expression, Parameter):

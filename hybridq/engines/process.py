@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from hybridq.engines import frames, wire
+from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.wire import Batch
 from hybridq.errors import EngineFailed, HybridqError, TimedOut, WorkflowError
 from hybridq.program import Outcome, Program
@@ -70,8 +71,8 @@ class EngineProcess:
         with self._lock:
             self._running()
 
-    def run(self, batch: Batch, timeout: float | None = None) -> bytes:
-        """Evaluate ``batch``; the packed outcomes, for `wire.unpack_outcomes`.
+    def run(self, batch: Batch, timeout: float | None = None, kind: bytes = frames.EVALUATE) -> bytes:
+        """Evaluate ``batch``; the packed outcomes, for `wire.unpack_outcomes`; of a slice of a loop, its advance.
 
         ``timeout`` is in seconds, from when the batch is sent. Raises `TimedOut` after it and `EngineFailed` if the
         process dies or cannot start; in these cases, and when the wait is interrupted, the process is killed, and the
@@ -80,7 +81,7 @@ class EngineProcess:
         with self._lock:
             child = self._running()
             try:
-                return child.evaluate(batch, timeout)
+                return child.evaluate(batch, timeout, kind)
             except BaseException:
                 # the pipe may hold half a message, and the circuit may go on: only a new process is clean
                 self._child = None
@@ -106,6 +107,21 @@ class EngineProcess:
             for i, outcome in zip(sendable, wire.unpack_outcomes(reply), strict=True):
                 outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
+
+    def advance(
+        self, loop: Loop, known: int, points: Sequence[Point], seconds: float, timeout: float | None = None
+    ) -> Advance:
+        """Go on with ``loop`` after its first ``known`` points, which are ``points``, for about ``seconds``.
+
+        Raises what `run` raises, and the error of an evaluation that could not be had.
+        """
+        found = wire.unpack_advance(self.run(wire.pack_loop(loop, known, None, seconds), timeout, frames.ADVANCE))
+        if isinstance(found, Advance) and found.state == "lost":
+            again = wire.pack_loop(loop, known, points, seconds)
+            found = wire.unpack_advance(self.run(again, timeout, frames.ADVANCE))
+        if not isinstance(found, Advance):
+            raise found
+        return found
 
     def kill(self) -> None:
         """End the process at once, from any thread; a call that waits for it raises `EngineFailed`."""
@@ -182,19 +198,19 @@ class _Child:
         self._finalizer()
         self._log.thread.join()
 
-    def evaluate(self, batch: Batch, timeout: float | None) -> bytes:
+    def evaluate(self, batch: Batch, timeout: float | None, kind: bytes) -> bytes:
         if not self._ready:
             self._await_ready()
         deadline = None if timeout is None else time.monotonic() + timeout
         lacking = {digest: data for digest, data in batch.templates.items() if digest not in self._known}
         while True:
-            self._send(frames.EVALUATE, wire.join_request(lacking, batch.payload), deadline, timeout)
-            kind, message = self._receive(deadline, timeout)
+            self._send(kind, wire.join_request(lacking, batch.payload), deadline, timeout)
+            answer, message = self._receive(deadline, timeout)
             self._known.update(lacking)
-            if kind == frames.OUTCOMES:
+            if answer == frames.OUTCOMES:
                 return message
-            if kind != frames.MISSING:
-                raise EngineFailed(f"engine process {self._name!r} answered with a frame of kind {kind!r}.")
+            if answer != frames.MISSING:
+                raise EngineFailed(f"engine process {self._name!r} answered with a frame of kind {answer!r}.")
             dropped = json.loads(message)
             self._known.difference_update(dropped)
             if not all(digest in batch.templates for digest in dropped) or lacking.keys() >= set(dropped):
@@ -305,10 +321,15 @@ def _environment() -> dict[str, str]:
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[name] = "1"
+    # large arrays go back to the system when they are freed: glibc else keeps and fragments up to 32 MiB at a time,
+    # which comes to twenty states for a circuit that is executed shot by shot
+    environment["MALLOC_MMAP_THRESHOLD_"], environment["MALLOC_TRIM_THRESHOLD_"] = str(2**20), str(2**23)
     root = str(Path(__file__).parents[2])
     installed = [*site.getsitepackages(), site.getusersitepackages()]
     if root not in installed:  # a source tree on the parent's path is not on the child's
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), root)))
+    # where functions that return backends may be; last on the child's path, so that nothing of its own is shadowed
+    environment[frames.SEARCH_PATH] = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     return environment
 
 

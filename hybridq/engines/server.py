@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import json
 import os
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from hybridq.engines import frames
 if TYPE_CHECKING:
     from hybridq.engines.adjoint import AdjointEngine
     from hybridq.engines.aer import AerEngine
+    from hybridq.engines.backend import BackendEngine
+    from hybridq.engines.loops import Loops
     from hybridq.errors import HybridqError
     from hybridq.program import Outcome, Program, Template
 
@@ -32,6 +35,8 @@ def serve(max_bytes: int) -> None:
         import qiskit
         import qiskit_aer
 
+        from hybridq.engines.loops import Loops
+
         engines = _Engines(max_bytes)
     except BaseException as error:
         pipe.write(frames.FAILED, f"{type(error).__name__}: {error}".encode())
@@ -41,8 +46,9 @@ def serve(max_bytes: int) -> None:
     gc.freeze()  # the libraries' objects stay, so no later collection has to walk over them
     pipe.write(frames.READY, json.dumps(versions).encode())
     templates = _Templates()
-    while (message := pipe.read_request()) is not None:
-        pipe.write(*_reply(engines, templates, message))
+    loops = Loops(lambda programs: engines.evaluate(programs, None))
+    while (request := pipe.read_request()) is not None:
+        pipe.write(*_reply(engines, templates, loops, *request))
 
 
 class _Pipe:
@@ -55,16 +61,16 @@ class _Pipe:
         os.close(nothing)
         os.dup2(2, 1)  # what a library prints goes to the log, not between two frames
 
-    def read_request(self) -> bytes | None:
-        """The next request, or None when the parent has closed the pipe or ended."""
+    def read_request(self) -> tuple[bytes, bytes] | None:
+        """Kind and message of the next request, or None when the parent has closed the pipe or ended."""
         head = self._read(frames.HEAD.size)
         if len(head) < frames.HEAD.size:
             return None
         kind, length = frames.HEAD.unpack(head)
-        if kind != frames.EVALUATE or length > frames.MAX_LENGTH:
+        if kind not in (frames.EVALUATE, frames.ADVANCE) or length > frames.MAX_LENGTH:
             raise SystemExit(f"a frame of kind {kind!r} and length {length} is not a request")
         message = self._read(length)
-        return message if len(message) == length else None
+        return (kind, message) if len(message) == length else None
 
     def _read(self, size: int) -> bytes:
         """``size`` bytes, fewer only where the input ends."""
@@ -91,7 +97,7 @@ class _Engines:
         from hybridq.engines.aer import AerEngine
 
         self._max_bytes = max_bytes
-        self._known: dict[str, AerEngine | AdjointEngine] = {"aer": AerEngine(max_bytes)}
+        self._known: dict[str, AerEngine | AdjointEngine | BackendEngine] = {"aer": AerEngine(max_bytes)}
 
     def evaluate(self, programs: Sequence[Program], max_bytes: int | None) -> list[Outcome | HybridqError]:
         """An outcome or an error for each program, those of one engine evaluated together."""
@@ -108,16 +114,22 @@ class _Engines:
             outcomes |= zip(own, engine.evaluate([programs[i] for i in own], max_bytes), strict=True)
         return [outcomes[i] for i in range(len(programs))]
 
-    def _engine(self, name: str) -> AerEngine | AdjointEngine:
+    def _engine(self, name: str) -> AerEngine | AdjointEngine | BackendEngine:
         from hybridq.errors import WorkflowError
 
         if name == "adjoint" and name not in self._known:
             from hybridq.engines.adjoint import AdjointEngine
 
             self._known[name] = AdjointEngine(self._max_bytes)
+        if name == "backend" and name not in self._known:
+            from hybridq.engines.backend import BackendEngine
+
+            folders = os.environ.get(frames.SEARCH_PATH, "").split(os.pathsep)
+            sys.path.extend(folder for folder in folders if folder and folder not in sys.path)
+            self._known[name] = BackendEngine(self._max_bytes)
         engine = self._known.get(name)
         if engine is None:
-            raise WorkflowError(f"there is no engine {name!r}; plan 'aer' or 'adjoint'.")
+            raise WorkflowError(f"there is no engine {name!r}; plan 'aer', 'adjoint' or 'backend'.")
         return engine
 
 
@@ -155,7 +167,7 @@ class _Templates:
             self._bytes -= self._known.popitem(last=False)[1][1]
 
 
-def _reply(engines: _Engines, templates: _Templates, message: bytes) -> tuple[bytes, bytes]:
+def _reply(engines: _Engines, templates: _Templates, loops: Loops, kind: bytes, message: bytes) -> tuple[bytes, bytes]:
     """Kind and message of the answer."""
     from hybridq.engines import wire
     from hybridq.errors import HybridqError
@@ -163,6 +175,8 @@ def _reply(engines: _Engines, templates: _Templates, message: bytes) -> tuple[by
     sent, payload = wire.split_request(message)
     for digest, data in sent.items():
         templates.add(digest, data)
+    if kind == frames.ADVANCE:
+        return _advance(templates, loops, payload)
     unpacked = wire.unpack(payload, templates.find)
     if unpacked.missing:
         return frames.MISSING, json.dumps(unpacked.missing).encode()
@@ -171,3 +185,20 @@ def _reply(engines: _Engines, templates: _Templates, message: bytes) -> tuple[by
     outcomes = [program if isinstance(program, HybridqError) else next(done) for program in unpacked.programs]
     templates.shrink()
     return frames.OUTCOMES, wire.pack_outcomes(outcomes)
+
+
+def _advance(templates: _Templates, loops: Loops, payload: bytes) -> tuple[bytes, bytes]:
+    """`_reply` to a slice of a loop."""
+    from hybridq.engines import wire
+    from hybridq.engines.loops import Loop
+
+    asked = wire.unpack_loop(payload, templates.find)
+    if not isinstance(asked, wire.Slice):
+        return frames.MISSING, json.dumps(asked).encode()
+    loop = asked.loop
+    if isinstance(loop, Loop):
+        found = wire.pack_advance(loops.advance(loop, asked.known, asked.points, asked.seconds))
+    else:
+        found = wire.pack_advance(loop)
+    templates.shrink()
+    return frames.OUTCOMES, found

@@ -21,19 +21,26 @@ from qiskit import qpy
 from qiskit.quantum_info import PauliList, SparsePauliOp
 
 from hybridq import errors
+from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.errors import Corrupt, EngineFailed, HybridqError, WorkflowError
-from hybridq.program import NumericPlan, Outcome, Program, Template
+from hybridq.program import NumericPlan, Outcome, Program, Template, physical
+from hybridq.values import Encoded
 
 __all__ = [
     "Batch",
+    "Slice",
     "Unpacked",
     "decode_template",
     "encode_template",
     "join_request",
     "pack",
+    "pack_advance",
+    "pack_loop",
     "pack_outcomes",
     "split_request",
     "unpack",
+    "unpack_advance",
+    "unpack_loop",
     "unpack_outcomes",
 ]
 
@@ -93,10 +100,11 @@ class _Arrays:
 
 
 def encode_template(template: Template) -> bytes:
-    """``template`` as data, encoded once and kept in ``template.cache``.
+    """``template`` as its backend has it, as data, encoded once and kept.
 
-    Raises `WorkflowError` for a circuit that Qiskit cannot serialise.
+    Raises `WorkflowError` for a circuit that Qiskit cannot serialise, or that does not fit its backend.
     """
+    template = physical(template)
     encoded: bytes | None = template.cache.get(_CACHE_KEY)
     if encoded is None:
         buffer = io.BytesIO()
@@ -114,6 +122,9 @@ def encode_template(template: Template) -> bytes:
             "gates": template.num_gates,
             "paulis": template.num_paulis,
             "in_place": template.sampled_in_place,
+            "channels": template.has_channels,
+            "readout": template.readout,
+            "columns": template.columns,
             "labels": [o.paulis.to_labels() for o in template.observables],
         }
         coefficients = [np.asarray(o.coeffs, dtype=_COMPLEX) for o in template.observables]
@@ -145,6 +156,9 @@ def decode_template(data: bytes) -> Template:
         num_gates=header["gates"],
         num_paulis=header["paulis"],
         sampled_in_place=header["in_place"],
+        has_channels=header["channels"],
+        readout=_frozen(header["readout"]),
+        columns=_frozen(header["columns"]),
     )
 
 
@@ -299,6 +313,104 @@ def unpack_outcomes(data: bytes) -> list[Outcome | HybridqError]:
 def _error(name: str, message: str) -> HybridqError:
     kind = getattr(errors, name, None) if name in errors.__all__ else None
     return kind(message) if kind is not None else EngineFailed(f"{name}: {message}")
+
+
+# -- loops -------------------------------------------------------------------------------------------------------
+
+
+def pack_loop(loop: Loop, known: int, points: Sequence[Point] | None, seconds: float) -> Batch:
+    """Encode a slice of ``loop``: after its first ``known`` points, which go with it if they are given."""
+    batch = pack([loop.program])
+    width = loop.program.theta.shape[1]
+    head = _dumps({
+        "token": loop.token, "objective": loop.objective, "seed": loop.seed, "method": loop.method,
+        "settings": loop.settings, "known": known, "points": points is not None, "width": width, "seconds": seconds,
+        "program": len(batch.payload),
+    }).encode()  # fmt: skip
+    arrays = [np.frombuffer(batch.payload, _BYTE)]
+    if points:
+        arrays += _point_arrays(points)
+    return Batch(batch.templates, _join(head, arrays))
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """What `unpack_loop` finds in a payload."""
+
+    loop: Loop | HybridqError
+    known: int
+    points: tuple[Point, ...] | None
+    seconds: float
+
+
+def unpack_loop(payload: bytes, find: Callable[[str], Template | HybridqError | None]) -> Slice | tuple[str, ...]:
+    """Decode what `pack_loop` made, or the digests of templates that were not found."""
+    head, start = _split(payload)
+    header = json.loads(head)
+    arrays = _Arrays(payload, start)
+    inner = unpack(arrays.take(_BYTE, (header["program"],)).tobytes(), find)
+    if inner.missing:
+        return inner.missing
+    (program,) = inner.programs
+    with_gradient = isinstance(program, Program) and program.plan.gradient != "none"
+    points = _take_points(arrays, header["known"], header["width"], with_gradient) if header["points"] else None
+    if not isinstance(program, Program):
+        return Slice(program, header["known"], points, header["seconds"])
+    loop = Loop(
+        header["token"], program, header["objective"], header["seed"], header["method"], header["settings"]
+    )  # fmt: skip
+    return Slice(loop, header["known"], points, header["seconds"])
+
+
+def pack_advance(advance: Advance | HybridqError) -> bytes:
+    """Encode what a slice of a loop came to, or the error in its place."""
+    if isinstance(advance, HybridqError):
+        return _join(_dumps({"error": [type(advance).__name__, str(advance)]}).encode(), [])
+    found, points = advance.result, advance.points
+    attachments = {} if found is None else dict(found.attachments)
+    head = {
+        "state": advance.state, "count": len(points), "width": len(points[0].x) if points else 0,
+        "gradients": bool(points) and points[0].gradient is not None, "left_out": advance.left_out,
+        "result": None if found is None else found.document,
+        "attachments": [[name, len(data)] for name, data in attachments.items()],
+    }  # fmt: skip
+    arrays = [*_point_arrays(points), *(np.frombuffer(data, _BYTE) for data in attachments.values())]
+    return _join(_dumps(head).encode(), arrays)
+
+
+def unpack_advance(data: bytes) -> Advance | HybridqError:
+    """What `pack_advance` was given."""
+    head, start = _split(data)
+    header = json.loads(head)
+    if "error" in header:
+        return _error(*header["error"])
+    arrays = _Arrays(data, start)
+    points = _take_points(arrays, header["count"], header["width"], header["gradients"])
+    attachments = {name: arrays.take(_BYTE, (size,)).tobytes() for name, size in header["attachments"]}
+    found = None if header["state"] != "done" else Encoded(header["result"], attachments)
+    return Advance(header["state"], points, found, tuple(header["left_out"]))
+
+
+def _point_arrays(points: Sequence[Point]) -> list[Array]:
+    if not points:
+        return []
+    numbers = np.array([(p.value, p.stderr, p.seconds) for p in points], dtype=_FLOAT)
+    arrays = [numbers, np.array([p.x for p in points], dtype=_FLOAT)]
+    if points[0].gradient is not None:
+        arrays.append(np.array([p.gradient for p in points], dtype=_FLOAT))
+    return arrays
+
+
+def _take_points(arrays: _Arrays, count: int, width: int, with_gradient: bool) -> tuple[Point, ...]:
+    if not count:
+        return ()
+    numbers = arrays.take(_FLOAT, (count, 3)).tolist()
+    xs = arrays.take(_FLOAT, (count, width))
+    gradients = arrays.take(_FLOAT, (count, width)) if with_gradient else [None] * count
+    return tuple(
+        Point(x, value, stderr, gradient, seconds)
+        for x, gradient, (value, stderr, seconds) in zip(xs, gradients, numbers, strict=True)
+    )
 
 
 # -- requests to an engine process -------------------------------------------------------------------------------

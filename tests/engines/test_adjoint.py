@@ -20,9 +20,9 @@ from qiskit.quantum_info import Operator, Pauli, SparsePauliOp, random_unitary
 
 from hybridq.engines import adjoint
 from hybridq.engines.adjoint import AdjointEngine, _Operator
+from hybridq.engines.costs import need
 from hybridq.engines.process import EngineProcess
 from hybridq.errors import EngineFailed, TooLarge, WorkflowError
-from hybridq.program import need
 
 VALUE = {"engine": "adjoint"}
 BOTH = {"engine": "adjoint", "gradient": "adjoint"}

@@ -17,8 +17,9 @@ from qiskit.quantum_info import Operator, SparsePauliOp
 
 from hybridq.engines import aer, guard
 from hybridq.engines.aer import AerEngine
+from hybridq.engines.costs import need
 from hybridq.errors import EngineFailed, TooLarge
-from hybridq.program import Outcome, need
+from hybridq.program import Outcome
 
 
 @SETTINGS
@@ -200,7 +201,7 @@ class TestErrors:
     def test_memory_that_aer_refuses(self, make, public, monkeypatch):
         """Aer's own limit, reached by pretending that programs need nothing."""
         small = AerEngine(2**20, public=public)
-        monkeypatch.setattr(guard, "need", lambda program: need(make(QuantumCircuit(1), "Z")).__class__(0, 0.0))
+        monkeypatch.setattr(guard, "footprint", lambda program: 0)
         (error,) = small.evaluate([make(QuantumCircuit(20), "Z" * 20)])
         assert isinstance(error, TooLarge)
         assert "16777216 bytes" in str(error)
@@ -228,7 +229,7 @@ class TestErrors:
         circuit = QuantumCircuit(1)
         circuit.save_unitary()
         with pytest.raises(EngineFailed, match="unitary"):
-            route(engine._backend, circuit, []).run([])
+            route(engine._backend("statevector"), circuit, []).run(np.zeros(0))
 
 
 class TestRoutes:
@@ -264,6 +265,6 @@ class TestRoutes:
         assert len(small._prepared) == 1
 
     def test_one_thread(self, engine):
-        options = engine._backend.options
+        options = engine._backend("statevector").options
         assert options.max_parallel_threads == options.max_parallel_experiments == options.max_parallel_shots == 1
         assert options.max_memory_mb == 2048

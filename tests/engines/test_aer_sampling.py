@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
+import dense
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,7 @@ from qiskit.circuit import Gate, Parameter
 from qiskit.circuit.library import efficient_su2
 from qiskit.quantum_info import SparsePauliOp
 
-from hybridq.engines import aer
+from hybridq.engines import aer, measuring
 from hybridq.engines.aer import AerEngine
 from hybridq.errors import EngineFailed, WorkflowError
 from hybridq.program import result
@@ -92,38 +93,12 @@ class TestEstimates:
         assert "3 different measurements" in str(error)
         assert good.values == 1.0
 
-    @pytest.mark.parametrize("shots", [3, 5, 6, 7, 50, 1001])
-    def test_shots_are_split_by_weight(self, shots):
-        observable = aer._grouped(SparsePauliOp(["XX", "YY", "ZZ", "IZ"], [100.0, 0.01, 3.0, 2.0]))
-        split = aer._split(observable, shots)
-        assert sum(split) == shots
-        assert min(split) >= (2 if shots >= 6 else 1)
-        assert [group.weight for group in observable.groups] == [100.0, 5.0, 0.01]
-        if shots == 1001:
-            assert split == [951, 48, 2]
-
-    @SETTINGS
-    @given(st.data())
-    def test_groups_are_measured_together_and_hold_every_pauli_once(self, data):
-        n = data.draw(st.integers(1, 5))
-        labels = data.draw(st.lists(st.text("IXYZ", min_size=n, max_size=n), min_size=1, max_size=25, unique=True))
-        observable = SparsePauliOp(labels, np.arange(1.0, len(labels) + 1))
-        measured = aer._grouped(observable)
-        rebuilt = {"I" * n: measured.constant} if measured.constant else {}
-        for group in measured.groups:
-            for mask, coefficient in zip(group.masks.tolist(), group.coefficients, strict=True):
-                basis = ["X" if q in group.x_rotations else "Y" if q in group.y_rotations else "Z" for q in range(n)]
-                label = "".join(basis[q] if mask >> q & 1 else "I" for q in reversed(range(n)))
-                rebuilt[label] = coefficient
-        assert rebuilt == dict(observable.to_list())
-        assert len(measured.groups) <= len(labels)
-
     def test_draws_in_pieces(self, engine, make, monkeypatch):
         """Mean and variance of many pieces are those of all shots."""
         circuit = efficient_su2(3, reps=1)
         program = make(circuit, MOLECULE, theta(circuit, 1)[0], 3000)
         whole = engine.evaluate([program])[0]
-        monkeypatch.setattr(aer, "_DRAW", 77)
+        monkeypatch.setattr(measuring, "_DRAW", 77)
         pieces = engine.evaluate([program])[0]
         np.testing.assert_allclose(pieces.values, whole.values, rtol=1e-12)
         np.testing.assert_allclose(pieces.stderrs, whole.stderrs, rtol=1e-12)
@@ -139,12 +114,12 @@ class TestEstimates:
 
 
 class TestSamples:
-    def test_every_qubit_without_classical_bits(self, engine, make, twin):
+    def test_every_qubit_without_classical_bits(self, engine, make):
         circuit = efficient_su2(3, reps=1)
         row = theta(circuit, 1, seed=2)[0]
         program = make(circuit, None, row, 40000)
         array = result(program, engine.evaluate([program])[0])
-        probabilities = np.abs(twin.state(circuit, row)) ** 2
+        probabilities = np.abs(dense.state(circuit, row)) ** 2
         counts = Counter(array.get_int_counts())
         for state, probability in enumerate(probabilities):
             assert abs(counts[state] - 40000 * probability) < 5 * np.sqrt(40000 * probability * (1 - probability)) + 1
@@ -186,7 +161,7 @@ class TestSamples:
 
     def test_impossible_states_are_never_drawn(self):
         cumulative = np.array([0.0, 0.25, 0.25, 0.5, 0.5])
-        drawn = np.concatenate(list(aer._draws(cumulative, 10000, np.array([1, 2], dtype=np.uint64), 0)))
+        drawn = np.concatenate(list(measuring.draws(cumulative, 10000, np.array([1, 2], dtype=np.uint64), 0)))
         assert set(drawn.tolist()) == {1, 3}
 
     def test_batches(self, engine, make):
@@ -215,10 +190,10 @@ def teleportation():
     return circuit
 
 
-class TestTrajectories:
+class TestTheSimulatorsOwnShots:
     def test_teleportation(self, engine, make):
         program = make(teleportation(), None, [1.1], 4000)
-        assert program.plan.sampling == "trajectories"
+        assert program.plan.sampling == "simulator"
         array = result(program, engine.evaluate([program])[0])
         ones = sum(n for bits, n in array.get_counts().items() if bits[0] == "1") / 4000
         assert ones == pytest.approx(np.sin(0.55) ** 2, abs=0.04)
@@ -250,7 +225,7 @@ class TestTrajectories:
         assert result(program, engine.evaluate([program])[0]).get_counts() == {"1": 30}
 
     def test_one_execution_where_shots_exceed_a_piece(self, engine, make, monkeypatch):
-        monkeypatch.setattr(aer, "_TRAJECTORIES", 64)
+        monkeypatch.setattr(aer, "_SHOTS", 64)
         program = make(teleportation(), None, [1.1], 300)
         bits = engine.evaluate([program])[0].bits[0]
         assert bits.shape == (300, 1)
@@ -274,7 +249,7 @@ class TestTrajectories:
         (efficient_su2(4, reps=1), None, 57),
         (teleportation(), None, 41),
     ],
-    ids=["estimate", "samples", "trajectories"],
+    ids=["estimate", "samples", "simulator"],
 )
 class TestBits:
     def test_a_row_depends_on_its_key_and_parameters_alone(

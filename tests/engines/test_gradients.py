@@ -1,7 +1,10 @@
-"""Gradients by parameter shift with Aer: exact ones agree with everything else, sampled ones within their errors."""
+"""Gradients with Aer: exact ones agree with everything else, with noise too; sampled ones within their errors."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import dense
 import numpy as np
 import pytest
 from gates import DECOMPOSED, SETTINGS, circuits, heisenberg, observables, with_gate
@@ -9,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter, ParameterVector
-from qiskit.circuit.library import efficient_su2
-from qiskit.quantum_info import SparsePauliOp
+from qiskit.circuit.library import CRYGate, efficient_su2
+from qiskit.quantum_info import Kraus, SparsePauliOp, SuperOp
+from qiskit_aer.noise import NoiseModel, amplitude_damping_error
+from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
+from hybridq.backends import Aer, Noise, Readout
 from hybridq.engines import wire
 from hybridq.engines.adjoint import AdjointEngine
 from hybridq.engines.aer import AerEngine
@@ -142,7 +148,7 @@ class TestUnusual:
         (outcome,) = engine.evaluate([make_with(circuit, "ZZ", np.zeros((0, 8)), **SHIFT)])
         assert outcome.gradients.shape == (0, 1, 8)
 
-    def test_no_gradient_of_trajectories(self, engine, make_with):
+    def test_no_gradient_of_samples(self, engine, make_with):
         circuit = QuantumCircuit(1, 1)
         circuit.reset(0)
         circuit.measure(0, 0)
@@ -154,6 +160,160 @@ class TestUnusual:
         (error,) = engine.evaluate([make_with(QuantumCircuit(1), "Z", gradient="adjoint")])
         assert isinstance(error, WorkflowError)
         assert "'adjoint'" in str(error)
+
+
+def controlled() -> QuantumCircuit:
+    """Every kind of gate that is rewritten to be differentiated, between gates that are not."""
+    t = ParameterVector("t", 4)
+    circuit = QuantumCircuit(3)
+    for qubit in range(3):
+        circuit.ry(0.4 + qubit, qubit)
+    circuit.cp(t[0], 0, 1)
+    circuit.crx(2 * t[1], 1, 2)
+    circuit.append(CRYGate(t[0] * t[2], ctrl_state=0), [2, 0])
+    circuit.crz(-t[3], 0, 2)
+    circuit.h(1)
+    circuit.cu(t[1], t[2], t[3], 0.3, 0, 1)
+    circuit.p(t[2], 0)
+    circuit.u(t[3], 0.2, t[0], 2)
+    circuit.rzz(t[1] - t[2], 0, 1)
+    return circuit
+
+
+CONTROLLED = controlled()
+OBSERVABLES = [SparsePauliOp(["ZZI", "IXY", "YIZ", "III"], [1.0, 0.5, -0.7, 0.2]), SparsePauliOp("XXX")]
+TURNS = np.array([[0.3, -0.8, 1.1, 2.0], [-1.3, 0.4, 0.9, -0.2]])
+
+
+class TestMethods:
+    @pytest.mark.parametrize("method", ["automatic", "statevector", "density_matrix", "matrix_product_state"])
+    def test_parameter_shift(self, engine, public_engine, make, slopes, method):
+        program = make(CONTROLLED, [OBSERVABLES], TURNS[:, None], backend=Aer(method), gradient="parameter-shift")
+        (outcome,) = engine.evaluate([program])
+        np.testing.assert_allclose(outcome.gradients, slopes(CONTROLLED, OBSERVABLES, TURNS), atol=1e-8)
+        assert np.array_equal(public_engine.evaluate([program])[0].gradients, outcome.gradients)
+
+    def test_parameter_shift_with_the_stabilizer(self, engine, make, slopes):
+        """Shifts are quarter turns, and so are the angles."""
+        a, b = ParameterVector("t", 2)
+        circuit = QuantumCircuit(2)
+        circuit.h([0, 1])
+        circuit.rx(a, 0)
+        circuit.rzz(a + b, 0, 1)
+        circuit.ry(-b, 1)
+        circuit.rz(a - b, 0)
+        members = [SparsePauliOp(["XZ", "YY", "ZX", "IY"], [1.0, 0.5, 2.0, -0.3])]
+        for turns in ([0, 1], [1, 1], [3, 2], [-1, 0]):
+            row = np.array(turns) * np.pi / 2
+            (outcome,) = engine.evaluate([
+                make(circuit, members, row, backend="stabilizer", gradient="parameter-shift")
+            ])  # fmt: skip
+            np.testing.assert_allclose(outcome.gradients, slopes(circuit, members, row), atol=1e-8)
+
+    @pytest.mark.parametrize(
+        ("noise", "model"),
+        [
+            (Noise.depolarizing(0.05, 0.1), dense.depolarizing(0.05, 0.1)),
+            (Noise.depolarizing(0, 0.2, 0.05), dense.depolarizing(0, 0.2, 0.05)),
+            (Noise(readout=(Readout(-1, 0.1, 0.02),)), dense.Model(readout={-1: (0.1, 0.02)})),
+        ],
+        ids=["gates", "two-qubit gates and readout", "readout"],
+    )
+    def test_noise_comes_with_the_gate_as_written(self, engine, make, noise, model):
+        """However many rotations a gate is rewritten to, its channel follows once."""
+        program = make(CONTROLLED, [OBSERVABLES], TURNS[:, None], backend=Aer(noise=noise), gradient="auto")
+        (outcome,) = engine.evaluate([program])
+        values = dense.noisy_values(CONTROLLED, OBSERVABLES, TURNS, model)
+        np.testing.assert_allclose(outcome.values, values, atol=1e-10)
+        for row, gradients in zip(TURNS, outcome.gradients, strict=True):
+            expected = dense.slopes(lambda r: dense.noisy_values(CONTROLLED, OBSERVABLES, r, model)[0], row)
+            np.testing.assert_allclose(gradients, expected, atol=1e-8)
+
+    def test_noise_of_a_device(self, engine, make):
+        """Translated to gates whose only angles are about Z."""
+        device = FakeManilaV2()
+        edges = [list(edge) for edge in device.coupling_map.get_edges()]
+        model = dense.of_model(NoiseModel.from_backend(device), edges)
+        program = make(CONTROLLED, [OBSERVABLES], TURNS[:1, None], backend=Aer(noise=device), gradient="auto")
+        (outcome,) = engine.evaluate([program])
+        expected = dense.slopes(lambda r: dense.noisy_values(CONTROLLED, OBSERVABLES, r, model)[0], TURNS[0])
+        np.testing.assert_allclose(outcome.gradients[0], expected, atol=1e-6)
+
+    def test_channels_in_the_circuit(self, engine, make):
+        a = Parameter("a")
+        circuit = QuantumCircuit(2)
+        circuit.h(0)
+        circuit.crx(a, 0, 1)
+        circuit.append(Kraus(SuperOp(amplitude_damping_error(0.3))).to_instruction(), [1])
+        circuit.cp(2 * a, 1, 0)
+        members = [SparsePauliOp(["ZZ", "XY", "IX"], [1.0, 0.5, 0.7])]
+        (outcome,) = engine.evaluate([make(circuit, members, [0.8], gradient="auto")])
+        expected = dense.slopes(lambda r: dense.noisy_values(circuit, members, r, dense.NOISELESS)[0], np.array([0.8]))
+        np.testing.assert_allclose(outcome.gradients[0], expected, atol=1e-8)
+
+    @pytest.mark.parametrize("method", ["density_matrix", "statevector", "matrix_product_state"])
+    def test_sampled_within_the_error(self, engine, make, method):
+        noise = None if method == "matrix_product_state" else Noise.depolarizing(0.03, 0.05)
+        model = dense.NOISELESS if noise is None else dense.depolarizing(0.03, 0.05)
+        circuit, shots, copies = efficient_su2(2, reps=0), 200, 24
+        row = np.array([0.3, 1.2, -0.5, 0.8])
+        observable = SparsePauliOp(["ZZ", "XI"], [1.0, 0.5])
+        program = make(circuit, observable, np.tile(row, (copies, 1)), shots, backend=Aer(method, noise),
+                       gradient="parameter-shift")  # fmt: skip
+        (outcome,) = engine.evaluate([program])
+        expected = dense.slopes(lambda r: dense.noisy_values(circuit, [observable], r, model)[0], row)[0]
+        bound = 1.5 / np.sqrt(2 * shots)
+        gradients = outcome.gradients[:, 0]
+        assert (np.abs(gradients.mean(axis=0) - expected) < 5 * bound / np.sqrt(copies)).all()
+        assert (gradients.std(axis=0) > 0.05 * bound).all()
+
+
+SPSA = {"gradient": "spsa"}
+
+
+class TestSpsa:
+    def test_the_mean_over_seeds_is_the_gradient(self, engine, make, slopes):
+        """Each derivative is g + sum of the others with random signs: its spread is the gradient's own length."""
+        rows, seeds = TURNS[:1], 60
+        programs = [make(CONTROLLED, OBSERVABLES, TURNS[0], seed=seed, **SPSA) for seed in range(seeds)]
+        found = np.array([outcome.gradients[0] for outcome in engine.evaluate(programs)])
+        expected = slopes(CONTROLLED, OBSERVABLES, rows)[0]
+        spread = np.linalg.norm(expected, axis=1, keepdims=True) / np.sqrt(seeds)
+        assert (np.abs(found.mean(axis=0) - expected) < 4.5 * spread).all()
+        assert (found.std(axis=0) > 0.1 * np.abs(expected).min()).all()
+        signs = np.sign(found[:, 0] / found[:, 0, :1])
+        assert len(np.unique(signs, axis=0)) == 8  # every direction of four parameters, up to its sign
+
+    def test_each_estimate_is_the_slope_along_a_direction(self, engine, make, slopes):
+        (outcome,) = engine.evaluate([make(CONTROLLED, OBSERVABLES, TURNS, **SPSA)])
+        for row in range(2):
+            direction = np.sign(outcome.gradients[row, 0] / outcome.gradients[row, 0, 0])
+            expected = slopes(CONTROLLED, OBSERVABLES, TURNS[row : row + 1])[0] @ direction
+            np.testing.assert_allclose(outcome.gradients[row], np.outer(expected, direction), atol=1e-6)
+
+    def test_each_side_draws_for_itself(self, engine, make):
+        """Where no parameter has an effect, equal draws on both sides would cancel to zero, and the value's own too."""
+        circuit = QuantumCircuit(1)
+        circuit.h(0)
+        circuit.rx(Parameter("a"), 0)
+        (outcome,) = engine.evaluate([make(circuit, SparsePauliOp("Z"), np.zeros((20, 1)), 1000, **SPSA)])
+        assert (outcome.gradients != 0).sum() >= 18
+        assert outcome.gradients.std() == pytest.approx(1 / np.sqrt(2 * 1000) / 0.2, rel=0.5)
+
+    @pytest.mark.parametrize("shots", [None, 100])
+    @pytest.mark.parametrize("noise", [None, Noise.depolarizing(0.05)])
+    def test_reproducible_by_seed(self, engine, public_engine, process, make, shots, noise):
+        asked = {"backend": Aer(noise=noise), **SPSA}
+        program = make(CONTROLLED, OBSERVABLES, TURNS, shots, **asked)
+        (first,) = engine.evaluate([program])
+        plain = make(CONTROLLED, OBSERVABLES, TURNS, shots, backend=Aer(noise=noise))
+        assert np.array_equal(engine.evaluate([plain])[0].values, first.values)
+        for runner in (engine, public_engine, process):
+            assert np.array_equal(runner.evaluate([program])[0].gradients, first.gradients)
+        part = dataclasses.replace(program, theta=program.theta[1:], seeds=program.seeds[1:], batch_shape=(1,))
+        assert np.array_equal(engine.evaluate([part])[0].gradients, first.gradients[1:])
+        (other,) = engine.evaluate([make(CONTROLLED, OBSERVABLES, TURNS, shots, seed=12, **asked)])
+        assert not np.array_equal(other.gradients, first.gradients)
 
 
 def test_gradients_cross_the_border():

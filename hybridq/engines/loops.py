@@ -1,0 +1,231 @@
+"""Optimizer loops that run where their evaluations do: given as data, advanced for a while, continued anywhere.
+
+A loop advances in slices. Between two slices its optimizer waits in a thread; where that thread is not (another
+process, a restart), the optimizer's own arithmetic runs again against the points so far, which is cheap and gives the
+same bits. So nothing of an optimizer is ever serialised.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridq.errors import HybridqError, NotFinite, Unhashable
+from hybridq.location import Location, seed_key
+from hybridq.program import Outcome, Program, derivatives, result
+from hybridq.values import Encoded, encode
+
+__all__ = ["Advance", "Loop", "Loops", "Point", "encode_result", "settings_as_data"]
+
+Array = NDArray[Any]
+
+_SUSPENDED = 64  # loops whose optimizers wait in this process, the least recently advanced dropped first
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """A minimization as data: what is evaluated at each point, and scipy's settings."""
+
+    token: str
+    """Names it among all loops that a process may ever meet."""
+    program: Program
+    """The evaluation at the start point, which is its theta, shape (1, P)."""
+    objective: str
+    """Location of the evaluations, without their number: ``run/minimize[0]/energy``."""
+    seed: int
+    method: str | None
+    settings: Mapping[str, Any]
+    """``bounds``, ``tol`` and ``options`` of ``scipy.optimize.minimize``, as JSON data."""
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One evaluation of a loop."""
+
+    x: Array
+    """Shape (P,), radians."""
+    value: float
+    stderr: float
+    gradient: Array | None
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Advance:
+    """What a slice of a loop came to."""
+
+    state: str
+    """``more``; ``done``, with the result; ``lost`` if the points so far are needed to go on; ``stopped`` if the
+    optimizer or an evaluation raised: whoever asked meets that by running the loop over its points."""
+    points: tuple[Point, ...]
+    """The new ones."""
+    result: Encoded | None = None
+    left_out: tuple[str, ...] = ()
+    """Members of the result that are not data."""
+
+
+def encode_result(found: Any) -> tuple[Encoded, tuple[str, ...]]:
+    """An ``OptimizeResult`` as data, and the names of members that are not data and were left out."""
+    from scipy.optimize import OptimizeResult
+
+    kept, left_out = OptimizeResult(), []
+    for key, value in found.items():
+        try:
+            encode(OptimizeResult({key: value}))
+        except Unhashable:
+            left_out.append(key)
+        else:
+            kept[key] = value
+    return encode(kept), tuple(left_out)
+
+
+class Loops:
+    """The loops that wait in this process. ``evaluate`` evaluates programs with this process' engines."""
+
+    def __init__(self, evaluate: Callable[[Sequence[Program]], list[Outcome | HybridqError]]) -> None:
+        self._evaluate = evaluate
+        self._waiting: OrderedDict[str, _Running] = OrderedDict()
+
+    def advance(self, loop: Loop, known: int, points: Sequence[Point] | None, seconds: float) -> Advance:
+        """Go on with ``loop`` after its first ``known`` points for about ``seconds``, at least one evaluation.
+
+        ``points`` are those, or None where this process is thought to have them.
+        """
+        running = self._waiting.pop(loop.token, None)
+        if running is not None and running.count != known:
+            running.drop()
+            running = None
+        if running is None:
+            if points is None and known:
+                return Advance("lost", ())
+            running = _Running(loop, points or (), self._evaluate)
+        found = running.advance(seconds)
+        if found.state == "more":
+            self._waiting[loop.token] = running
+            while len(self._waiting) > _SUSPENDED:
+                self._waiting.popitem(last=False)[1].drop()
+        return found
+
+
+class _Dropped(BaseException):
+    """Unwinds the thread of a loop that nobody will continue here."""
+
+
+class _Running:
+    """An optimizer in a thread of its own, of which either that thread or the caller runs, never both."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        points: Sequence[Point],
+        evaluate: Callable[[Sequence[Program]], list[Outcome | HybridqError]],
+    ) -> None:
+        self._loop, self._old, self._evaluate = loop, points, evaluate
+        self.count = len(points)
+        """Points that are known to whoever asked."""
+        self._new: list[Point] = []
+        self._i = 0
+        self._deadline = 0.0
+        self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
+        self._dropped = False
+        self._end: Advance | None = None
+        self._location = Location(loop.objective)
+        self._thread = threading.Thread(target=self._run, name=f"loop-{loop.token}", daemon=True)
+        self._thread.start()
+
+    def advance(self, seconds: float) -> Advance:
+        self._deadline = time.perf_counter() + seconds
+        self._go.release()
+        self._paused.acquire()
+        points, self._new = tuple(self._new), []
+        self.count += len(points)
+        if self._end is None:
+            return Advance("more", points)
+        return replace(self._end, points=points)
+
+    def drop(self) -> None:
+        """Give the loop up: its thread ends."""
+        self._dropped = True
+        self._go.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        from scipy import optimize
+
+        loop = self._loop
+        start: Array = loop.program.theta[0]
+        settings = loop.settings
+        self._go.acquire()
+        try:
+            if not self._dropped:
+                found = optimize.minimize(
+                    self._objective, start.copy(), (), loop.method, loop.program.plan.gradient != "none" or None,
+                    bounds=settings.get("bounds"), tol=settings.get("tol"), options=settings.get("options"),
+                )  # fmt: skip
+                encoded, left_out = encode_result(found)
+                self._end = Advance("done", (), encoded, left_out)
+        except _Dropped:
+            return
+        except Exception:  # noqa: BLE001  # met again, and told, by whoever asked
+            self._end = Advance("stopped", ())
+        finally:
+            self._paused.release()
+
+    def _objective(self, x: Any) -> Any:
+        i, self._i = self._i, self._i + 1
+        point = np.array(x, dtype=np.float64)
+        if i < len(self._old):
+            known = self._old[i]
+            if known.x.tobytes() != point.tobytes():
+                raise NotFinite("the optimizer did not repeat its points")
+            return known.value if known.gradient is None else (known.value, known.gradient.copy())
+        if self._new and time.perf_counter() >= self._deadline:
+            self._paused.release()
+            self._go.acquire()
+            if self._dropped:
+                raise _Dropped
+        if not np.isfinite(point).all():
+            raise NotFinite(f"the optimizer asked for evaluation {i} at {point.tolist()}")
+        begun = time.perf_counter()
+        program = self._program(i, point)
+        (outcome,) = self._evaluate([program])
+        if not isinstance(outcome, Outcome):
+            raise outcome
+        estimate = result(program, outcome)
+        gradient = None if outcome.gradients is None else derivatives(program, outcome)
+        value, stderr = float(estimate), float(estimate.stderr)
+        self._new.append(Point(point, value, stderr, gradient, time.perf_counter() - begun))
+        return value if gradient is None else (value, gradient.copy())
+
+    def _program(self, i: int, point: Array) -> Program:
+        first = self._loop.program
+        seeds = first.seeds
+        if seeds.any():
+            parent = self._location.parent
+            at = Location(self._location.name) if parent is None else parent.child(self._location.name, i)
+            seeds = np.array([seed_key(self._loop.seed, at, 0)], dtype=np.uint64)
+        return replace(first, theta=point[None], seeds=seeds)
+
+
+def settings_as_data(bounds: Any, tol: Any, options: Any) -> Mapping[str, Any] | None:
+    """Settings of scipy as JSON data, or None if they are not."""
+    if bounds is not None and not isinstance(bounds, (list, tuple)):
+        try:  # scipy.optimize.Bounds, or an array of pairs
+            pairs = zip(np.asarray(bounds.lb).tolist(), np.asarray(bounds.ub).tolist(), strict=True)
+            bounds = [[b if np.isfinite(b) else None for b in pair] for pair in pairs]
+        except (AttributeError, TypeError, ValueError):
+            return None
+    settings = {"bounds": bounds, "tol": tol, "options": None if options is None else dict(options)}
+    try:
+        same: Any = json.loads(json.dumps(settings, allow_nan=False))
+    except (TypeError, ValueError):
+        return None
+    return dict(same)

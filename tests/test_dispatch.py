@@ -1,0 +1,258 @@
+"""From asked to answered: what travels together, loops beside their evaluations, and what survives a loss."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client
+from qiskit.circuit.library import efficient_su2
+from qiskit.quantum_info import SparsePauliOp
+
+import hybridq as hq
+from hybridq import journal as records
+from hybridq.cluster import Cluster
+from hybridq.dispatch import driver_engine
+from hybridq.journal import read_records, unpack_array
+
+CIRCUIT = efficient_su2(3, reps=1, entanglement="linear")
+HAMILTONIAN = SparsePauliOp(["ZZI", "IZZ", "XII", "IXI", "IIX"], [1.0, 1.0, 0.5, 0.5, 0.5])
+START = np.random.default_rng(5).uniform(-1, 1, CIRCUIT.num_parameters)
+
+
+@hq.quantum
+def energy(theta: Any) -> Any:
+    return hq.expval(CIRCUIT, HAMILTONIAN, theta)
+
+
+@hq.quantum
+def sampled(theta: Any) -> Any:
+    return hq.expval(CIRCUIT, HAMILTONIAN, theta, shots=300)
+
+
+@hq.quantum
+def mirrored(theta: Any) -> Any:
+    """Hands its argument on near the start alone: no body can be read, so every point is checked."""
+    return hq.expval(CIRCUIT, HAMILTONIAN, theta if abs(theta[0] - START[0]) < 1e-3 else -theta)
+
+
+@hq.classical
+def inc(i: int) -> int:
+    return i + 1
+
+
+@hq.classical
+def odd_ones_fail(i: int) -> int:
+    if i % 2:
+        raise ValueError(f"{i} is odd")
+    return i
+
+
+@hq.classical(retries=1)
+def fails_once(i: int, folder: str) -> int:
+    mark = Path(folder) / str(i)
+    if i % 10 == 3 and not mark.exists():
+        mark.touch()
+        raise RuntimeError("the first time")
+    return i
+
+
+@hq.classical
+def poison(i: int) -> int:
+    if i == 150:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return i
+
+
+STEPS = {"inc": inc, "odd_ones_fail": odd_ones_fail, "fails_once": fails_once, "poison": poison}
+
+
+@hq.workflow
+def many(step: str, count: int, *rest: Any) -> list[Any]:
+    found: list[Any] = hq.map(STEPS[step], range(count), *([r] * count for r in rest), return_exceptions=True)
+    return [str(f) if isinstance(f, Exception) else f for f in found]
+
+
+@hq.workflow
+def loop(seed: int, method: str, options: dict[str, Any], jac: str | None, noisy: bool) -> dict[str, Any]:
+    start = START + 0.01 * seed
+    found = hq.minimize(sampled if noisy else energy, start, method=method, options=options, jac=jac)
+    return {"x": found.x, "fun": found.fun, "nfev": found.nfev}
+
+
+@hq.workflow
+def loops(count: int, *settings: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = hq.map(loop, range(count), *([s] * count for s in settings))
+    return found
+
+
+@hq.workflow
+def one(*settings: Any) -> dict[str, Any]:
+    found: dict[str, Any] = loop(0, *settings)
+    return found
+
+
+@contextmanager
+def tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Tasks sent to the cluster, by the function that they run."""
+    seen: Counter[str] = Counter()
+    submit = Cluster.submit
+
+    def counted(self: Cluster, function: Any, *args: Any, **options: Any) -> None:
+        seen[function.__name__] += 1
+        submit(self, function, *args, **options)
+
+    monkeypatch.setattr(Cluster, "submit", counted)
+    yield seen
+
+
+def rows(store: Path, name: str) -> list[records.Row]:
+    return [r for _, r in read_records(store / name) if isinstance(r, records.Row)]
+
+
+def of(store: Path, name: str, kind: type[Any]) -> list[Any]:
+    return [r for _, r in read_records(store / name) if isinstance(r, kind)]
+
+
+class TestSteps:
+    def test_short_ones_travel_together_and_each_has_its_record(
+        self, client: Client, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with tasks(monkeypatch) as sent:
+            assert hq.run(many, "inc", 300, name="a", store=store, cluster=client) == [i + 1 for i in range(300)]
+        assert sent["run_steps"] < 150
+        assert sorted(r.at for r in of(store, "a", records.Step)) == sorted(f"many/inc[{i}]" for i in range(300))
+
+    def test_each_fails_by_itself(self, client: Client, store: Path) -> None:
+        found = hq.run(many, "odd_ones_fail", 120, name="a", store=store, cluster=client)
+        assert found == [f"{i} is odd" if i % 2 else i for i in range(120)]
+        assert len(of(store, "a", records.Failure)) == 60
+
+    def test_each_is_tried_again_by_itself(self, client: Client, store: Path, tmp_path: Path) -> None:
+        assert hq.run(many, "fails_once", 120, str(tmp_path), name="a", store=store, cluster=client) == list(range(120))
+        attempts = {r.at: r.attempt for r in of(store, "a", records.Step)}
+        assert {at for at, attempt in attempts.items() if attempt} == {
+            f"many/fails_once[{i}]" for i in range(3, 120, 10)
+        }
+
+    @pytest.mark.slow
+    def test_one_that_kills_its_worker_takes_no_other_with_it(self, store: Path) -> None:
+        found = hq.run(many, "poison", 200, name="a", store=store, workers=2)
+        assert [f for f in found if isinstance(f, int)] == [i for i in range(200) if i != 150]
+        assert "150" not in found[150] or "died" in found[150]
+
+
+SETTINGS = {
+    "adjoint": ("L-BFGS-B", {"maxiter": 10}, "adjoint", False),
+    "differences": ("SLSQP", {"maxiter": 4}, None, False),
+    "sampled": ("COBYLA", {"maxiter": 40}, None, True),
+}
+
+
+class TestLoops:
+    @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+    def test_the_same_bits_on_workers_and_at_hand(
+        self, client: Client, store: Path, monkeypatch: pytest.MonkeyPatch, settings: Any
+    ) -> None:
+        with tasks(monkeypatch) as sent:
+            (first, *_) = hq.run(loops, 3, *settings, name="far", seed=3, store=store, cluster=client)
+            assert sent["run_loop"] >= 3
+            assert not sent["run_batch"]
+            near = hq.run(one, *settings, name="near", seed=3, store=store, cluster=client)
+        points = {r.i: r for r in rows(store, "near")}
+        assert {r.where for r in points.values()} == {"driver"}
+        far = [r for r in rows(store, "far") if r.loop == min(r.loop for r in rows(store, "far"))]
+        assert {r.where for r in far} <= {str(w) for w in client.run(lambda dask_worker: dask_worker.name).values()}
+        if not settings[-1]:  # samples are seeded by their place, which differs
+            assert first["x"].tobytes() == near["x"].tobytes()
+        assert len(points) == near["nfev"]
+        assert all(np.isfinite(unpack_array(r.x)).all() for r in far)
+
+    def test_one_evaluation_at_a_time_gives_the_same_bits(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = SETTINGS["adjoint"]
+        whole = hq.run(one, *settings, name="whole", store=store)
+        monkeypatch.setattr("hybridq.runner._LONGEST_SHIPPED", 0.0)
+        single = hq.run(one, *settings, name="single", store=store)
+        assert whole["x"].tobytes() == single["x"].tobytes()
+        assert [(r.x, r.value, r.g) for r in rows(store, "whole")] == [
+            (r.x, r.value, r.g) for r in rows(store, "single")
+        ]
+
+    def test_an_engine_that_dies_between_slices_costs_nothing_but_time(
+        self, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("hybridq.runner._FIRST_SLICE", 1e-9)
+        monkeypatch.setattr("hybridq.runner._LONGEST_SLICE", 1e-9)
+        expected = hq.run(one, *SETTINGS["differences"], name="a", store=store)
+        killed = threading.Event()
+        advance = type(driver_engine()).advance
+
+        def deadly(self: Any, loop: Any, known: int, *rest: Any) -> Any:
+            if known == 7 and not killed.is_set():
+                killed.set()
+                self.kill()
+            return advance(self, loop, known, *rest)
+
+        monkeypatch.setattr(type(driver_engine()), "advance", deadly)
+        found = hq.run(one, *SETTINGS["differences"], name="b", store=store)
+        assert killed.is_set()
+        assert found["x"].tobytes() == expected["x"].tobytes()
+        assert [r.i for r in rows(store, "b")] == list(range(found["nfev"]))
+
+    def test_a_body_that_changes_what_it_hands_on_is_found_out(self, store: Path) -> None:
+        @hq.workflow
+        def shipped() -> Any:
+            return hq.minimize(mirrored, START, method="Nelder-Mead", options={"maxiter": 30}).x
+
+        @hq.workflow
+        def plain() -> Any:
+            return hq.minimize(lambda x: float(mirrored(x)), START, method="Nelder-Mead", options={"maxiter": 30}).x
+
+        found = hq.run(shipped, name="a", store=store)
+        assert found.tobytes() == hq.run(plain, name="b", store=store).tobytes()
+
+    def test_a_loop_with_other_code_in_it_stays_here(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Any] = []
+
+        @hq.workflow
+        def watched() -> Any:
+            return hq.minimize(energy, START, method="COBYLA", options={"maxiter": 20}, callback=seen.append).nfev
+
+        monkeypatch.setattr("hybridq.dispatch.Dispatcher.advance", lambda *a, **k: pytest.fail("it was shipped"))
+        assert hq.run(watched, name="a", store=store) == 20
+        assert seen
+
+    def test_a_wrong_option_raises_what_scipy_raises(self, store: Path) -> None:
+        @hq.workflow
+        def wrong() -> Any:
+            return hq.minimize(energy, START, method="SLSQP", bounds=[[0.0, 1.0]] * 3)
+
+        with pytest.raises(Exception, match=r"bounds|length|shape") as caught:
+            hq.run(wrong, name="a", store=store)
+        assert type(caught.value).__module__ in ("builtins", "numpy.exceptions")
+
+    def test_loops_take_turns(self, client: Client, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """More loops than slots, in short slices: all of them move on before the first one ends."""
+        monkeypatch.setattr("hybridq.runner._FIRST_SLICE", 0.01)
+        monkeypatch.setattr("hybridq.runner._LONGEST_SLICE", 0.01)
+        hq.run(loops, 8, *SETTINGS["differences"], name="a", store=store, cluster=client)
+        found = [r for _, r in read_records(store / "a")]
+        first_end = next(i for i, r in enumerate(found) if isinstance(r, records.LoopEnd))
+        assert len({r.loop for r in found[:first_end] if isinstance(r, records.Row)}) >= 4
+
+
+def test_a_run_that_is_left_leaves_no_thread(store: Path, client: Client) -> None:
+    hq.run(loops, 2, *SETTINGS["adjoint"], name="a", store=store, cluster=client)
+    deadline = time.monotonic() + 10
+    while any(t.name in ("hybridq-watch", "hybridq-collector") for t in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
