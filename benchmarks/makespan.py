@@ -21,7 +21,7 @@ from hybridq.simulation import PlainOrder, Result, Trace, lower_bound, ranked, s
 # jobs, devices, whether speeds are mixed, seeds
 SIZES = (
     (1000, 4, False, 15), (10_000, 10, False, 9), (10_000, 30, False, 9), (10_000, 10, True, 9),
-    (10_000, 100, True, 5), (100_000, 100, False, 3), (100_000, 1000, False, 3),
+    (10_000, 100, True, 5), (100_000, 100, False, 3), (100_000, 1000, False, 2),
 )  # fmt: skip
 POLICIES = ("earliest-finish", "fair-share", "first-come", "round-robin", "least-busy", "plain")
 WORKERS = ((1, 2, 1.0),) * 7 + ((4, 16, 1.25),) * 2 + ((1, 32, 1.5),)  # slots, GiB, speed where mixed

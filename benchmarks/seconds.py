@@ -2,10 +2,10 @@
 
 Seconds are those that the process was on a processor (/proc), as the machine is shared. Medians, by kind of program.
 `error`: of `Calibration.seconds` for a template that the engine knows, against the median of five evaluations, in five
-rounds over all programs; `least`: against the least of them; `clock`: as `error`, both by the wall clock; `built-in`:
-of the built-in calibration; `online`: with `Corrections` that have seen the programs before this one; `corrected`: that
-have seen one evaluation of this one; `first`: of the first evaluation, with what is prepared. `scatter` is how far a
-program's own times lie from their median, `ratio` predicted to measured.
+rounds over all programs, each the second in a row; `least`: against the least of them; `clock`: as `error`, both by the
+wall clock; `built-in`: of the built-in calibration; `online`: with `Corrections` that have seen the programs before
+this one; `corrected`: that have seen one evaluation of this one; `first`: of the first evaluation, with what is
+prepared. `scatter` is how far a program's own times lie from their median, `ratio` predicted to measured.
 """
 
 from __future__ import annotations
@@ -167,17 +167,19 @@ def run(compare: Any) -> list[dict[str, Any]]:
     begun = time.perf_counter()
     timer = _Timer(process)
     calibration = calibrate(timer.evaluate)
-    clock = fitted(_least(timer.clock))
+    clock = fitted(_medians(timer.clock))
     print(f"calibrated in {time.perf_counter() - begun:.1f} s", file=sys.stderr)
     listed = list(programs(PROGRAMS))
     timer.clock.clear()
-    times = [[timer.evaluate([each])[0].seconds for each in listed] for _ in range(2 + ROUNDS)]
+    times = [[timer.evaluate([each])[0].seconds for each in listed]]
+    for _ in range(1 + ROUNDS):
+        times.append([[timer.evaluate([each])[0].seconds for _ in range(2)][-1] for each in listed])
     process.close()
-    walls = [wall for _, _, wall in timer.clock]
+    walls = [wall for _, _, wall in timer.clock[3 * PROGRAMS + 1 :: 2]]  # of the rounds, the second of each pair
     corrections = Corrections()
     errors: dict[str, list[dict[str, float]]] = {}
     for number, (each, first, seen, *later) in enumerate(zip(listed, *times, strict=True)):
-        usual, wall = statistics.median(later), statistics.median(walls[number + 2 * PROGRAMS :: PROGRAMS])
+        usual, wall = statistics.median(later), statistics.median(walls[number::PROGRAMS])
         online = seconds(each, calibration, corrections)
         corrections.observe(each, seen, calibration)
         estimate = seconds(each, calibration)
@@ -195,16 +197,14 @@ def run(compare: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _least(timed: Sequence[Timed]) -> list[Timed]:
-    """The least of all later times of each program."""
-    found: dict[int, Timed] = {}
-    for asked, first, later in timed:
-        known = found.get(id(asked))
-        if known is None:
-            found[id(asked)] = (asked, first, float("inf"))
-        else:
-            found[id(asked)] = (asked, first, min(known[2], later))
-    return list(found.values())
+def _medians(timed: Sequence[Timed]) -> list[Timed]:
+    """The median of all later times of each program."""
+    found: dict[int, list[Timed]] = {}
+    for each in timed:
+        found.setdefault(id(each[0]), []).append(each)
+    return [
+        (own[0][0], own[0][1], statistics.median(later for *_, later in own[1:])) for own in found.values() if own[1:]
+    ]
 
 
 def _row(kind: str, found: list[dict[str, float]]) -> dict[str, Any]:

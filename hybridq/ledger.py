@@ -157,7 +157,7 @@ class Policy:
     order: Callable[[Job, float], float]
     """Of a job and when it was submitted, in seconds: among jobs of equal priority the smallest leaves first."""
     prefer: Callable[[Load], tuple[float, ...]]
-    """Between devices of one kind, the smallest; may depend on `busy`, `number`, `turn` and whether `start` is 0."""
+    """Between devices of one kind, the smallest; of times, only the order of `start` and whether it is 0 count."""
     choose: Callable[[Job, Sequence[Load]], str | None]
     """The name of the device to take, of the best of each kind; None to go on waiting."""
     waits: bool = False
@@ -175,7 +175,7 @@ def _arrival(job: Job, arrived: float) -> float:
 
 
 def _soonest(load: Load) -> tuple[float, ...]:
-    return (load.start, load.busy / load.device.slots, load.number)
+    return (load.start, -load.device.speed, load.busy / load.device.slots, load.number)
 
 
 def _first(load: Load) -> tuple[float, ...]:
@@ -423,7 +423,7 @@ def _room(reserved: Sequence[int], slots: int, allowed: int) -> int:
 
 @dataclass(eq=False, slots=True)
 class _Kind:
-    """Devices that are alike: equal in what they take, within a tenth in speed, latency and bytes."""
+    """Devices that are alike: of about one speed and trip, an octave of bytes, and else equal in what they take."""
 
     sample: Device
     bit: int
@@ -486,10 +486,10 @@ class _Kind:
 
 
 def _kind_of(device: Device) -> tuple[Hashable, ...]:
+    """Coarse in what is measured, so that a site of machines that all differ a little has few kinds."""
     return (
         device.slots, device.threads, device.qubits, device.backend, device.cost_per_shot, device.kinds, device.aside,
-        round(math.log(device.speed, 1.1)), round(math.log(max(device.latency, 1e-6), 1.1)),
-        round(8 * math.log2(device.bytes + 1)),
+        round(math.log(device.speed, 1.5)), round(math.log2(max(device.latency, 1e-5))), device.bytes.bit_length(),
     )  # fmt: skip
 
 
@@ -767,7 +767,7 @@ class Ledger:
                 continue
             crowded |= kind.open > 0
             later = kind.next_release() if self.policy.waits and not job.alone else None
-            if later is not None:
+            if later is not None and memory <= later.device.bytes:
                 ahead = claims.get(kind.bit, 0.0) + (line.count - 1) * min(_LONGEST, need.seconds)
                 due = later.release - now
                 # what is overdue is predicted to take half as long again

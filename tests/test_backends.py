@@ -298,7 +298,7 @@ def test_a_backend_that_its_class_does_not_make_again_is_refused() -> None:
         (MANILA_NAME, Backend(MANILA_NAME)),
         (MANILA, Backend(MANILA_NAME)),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_names(value: Any, expected: AnyBackend) -> None:
     found = named_backend(value)

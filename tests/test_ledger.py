@@ -69,9 +69,9 @@ def drain(made: Ledger, now: float = 0.0) -> list[Batch]:
 
 DEVICES = [
     Device("a", 1, 12, 1, 0.012),
-    Device("b", 3, 10, 4, 0.012, 2.0),
-    Device("c", 3, 10, 4, 0.012, 2.0),
-    Device("d", 2, 20, 2, 0.05, 0.5, qubits=5),
+    Device("b", 3, 10, 4, 0.1, 2.0),
+    Device("c", 3, 11, 4, 0.1, 2.1),
+    Device("d", 2, 20, 2, 0.1, 0.5, qubits=5),
     Device("near", 1, 9, 1, 1e-4, kinds=("quantum",), aside=True),
     Device("qpu", 1, 100, 1, 2.0, qubits=6, backend="qpu", cost_per_shot=1e-3, kinds=("quantum",)),
 ]
@@ -473,6 +473,32 @@ def test_others_use_a_device_that_is_kept_free_only_as_long_as_it_drains() -> No
     assert second in made.running("d")
 
 
+def test_a_batch_that_uses_a_kept_device_is_gone_in_time_as_a_whole() -> None:
+    made = ledger(Device("d", 4, 100, 4), lookahead=0)
+    for number in range(3):
+        made.submit(job(number, 10.0, 30), 0.0)
+    assert len(made.decide(0.0)) == 3
+    made.submit(job("large", 20.0, 60), 9.7)
+    for name in ("one", "two"):
+        made.submit(job(name, 0.2, 10), 9.7)
+    assert sent(made.decide(9.7)) == [("d", ("one",))]
+
+
+def test_whoever_is_first_may_use_what_is_kept_for_a_later_one() -> None:
+    made = ledger(Device("d", 2, 100, 2), lookahead=0)
+    made.submit(job("running", 50.0, 50), 0.0)
+    (running,) = made.decide(0.0)
+    made.submit(job("large", 9.0, 90), 1.0)
+    assert made.decide(1.0) == []
+    made.submit(job("urgent", 90.0, 95, priority=1), 2.0)
+    assert made.decide(2.0) == []
+    made.done(running, 50.0)
+    (urgent,) = made.decide(50.0)
+    assert urgent.jobs == ("urgent",)
+    made.done(urgent, 140.0)
+    assert sent(made.decide(140.0)) == [("d", ("large",))]
+
+
 def test_a_job_that_is_cancelled_frees_what_was_kept_for_it() -> None:
     made = ledger(Device("d", 2, 100, 2), lookahead=0)
     made.submit(job("running", 50.0, 50), 0.0)
@@ -559,6 +585,31 @@ def test_many_that_wait_for_the_same_device_take_the_slower_one_too() -> None:
     for number in range(20):
         made.submit(job(number, 100.0), 0.0)
     assert sent(made.decide(0.0)) == [("fast", (0,)), ("slow", (1,))]  # the last of them would wait for 190 s
+
+
+def test_who_joins_those_that_wait_may_change_their_mind() -> None:
+    slow, fast = Device("slow", 1, GiB, 1), Device("fast", 1, GiB, 1, speed=10.0)
+    made = ledger(slow, fast)
+    made.submit(job(1, 100.0), 0.0)
+    made.submit(job(2, 100.0), 0.0)
+    assert sent(made.decide(0.0)) == [("fast", (1,))]
+    for number in range(3, 9):
+        made.submit(job(number, 100.0), 0.0)
+        assert made.decide(0.0) == []  # the last of them ends at 80 s at most
+    for number in range(9, 13):
+        made.submit(job(number, 100.0), 0.0)
+    assert sent(made.decide(0.0)) == [("slow", (2,))]
+
+
+def test_nobody_waits_for_a_device_that_is_too_small() -> None:
+    """The fast ones are of one kind: the small one frees soon, and the other does not."""
+    devices = [Device("slow", 1, 15, 1), Device("small", 1, 9, 1, speed=10.0), Device("fast", 1, 15, 1, speed=10.0)]
+    made = ledger(*devices)
+    made.submit(job(1, 9000.0, 9, pin="fast"), 0.0)
+    made.submit(job(2, 1.0, 9, pin="small"), 0.0)
+    assert len(made.decide(0.0)) == 2
+    made.submit(job(3, 100.0, 15), 0.0)
+    assert sent(made.decide(0.0)) == [("slow", (3,))]
 
 
 def test_what_is_overdue_is_waited_for_less_and_less() -> None:
@@ -697,11 +748,11 @@ def test_the_next_batch_is_on_its_way_if_the_slot_frees_soon() -> None:
 
 
 def test_what_is_sent_ahead_counts_in_whatever_order_it_starts() -> None:
-    made = ledger(Device("d", 2, 100, 2, 0.05), lookahead=3)
-    for number, memory in enumerate([60, 30, 40, 10, 70]):
-        made.submit(job(number, 0.4, memory), 0.0)
+    made = ledger(Device("d", 2, 100, 2, 0.05), lookahead=3, batch_jobs=1)
+    for number, memory in enumerate([60, 30, 40, 10, 50]):
+        made.submit(job(number, 0.1, memory), 0.0)
     found = [batch.bytes for batch in made.decide(0.0)]
-    assert found == [60, 30, 40, 10]  # 70 beside 60 or 40 would be too much, whichever ends first
+    assert found == [60, 30, 40, 10]  # 50 and 60 would be too much, if 30 and 40 end first
     assert made.reserved("d") == (100, 2)
 
 

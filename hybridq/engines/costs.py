@@ -556,20 +556,19 @@ def calibrate(evaluate: Evaluate) -> Calibration:
         (outcome,) = evaluate([each])
         if isinstance(outcome, Outcome):
             firsts.append((each, outcome.seconds))
-    # the least of several rounds is the least disturbed by what else the machine does, which is no one kind's fault
-    least = [math.inf] * len(firsts)
+    # in rounds, so that a slow moment of the machine meets every kind; each the second time in a row, as in a loop
+    times: list[list[float]] = [[] for _ in firsts]
     for _ in range(_ROUNDS):
-        for number, (each, first) in enumerate(firsts):
-            for _ in range(2 if first < _LONG else 1):
-                (outcome,) = evaluate([each])
-                if isinstance(outcome, Outcome):
-                    least[number] = min(least[number], outcome.seconds)
-    pairs = zip(firsts, least, strict=True)
-    return fitted([(each, first, seconds) for (each, first), seconds in pairs if seconds < math.inf])
+        for (each, first), own in zip(firsts, times, strict=True):
+            outcomes = [evaluate([each])[0] for _ in range(2 if first < _LONG else 1)]
+            if isinstance(outcomes[-1], Outcome):
+                own.append(outcomes[-1].seconds)
+    pairs = zip(firsts, times, strict=True)
+    return fitted([(each, first, statistics.median(own)) for (each, first), own in pairs if own])
 
 
 _ROUNDS = 3
-_LONG = 0.02  # seconds from which one evaluation a round is measure enough
+_LONG = 0.02  # seconds from which what was in the processor's caches before does not matter
 
 
 def fitted(timed: Sequence[Timed]) -> Calibration:
