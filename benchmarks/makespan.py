@@ -5,7 +5,7 @@ true times lognormal about the predicted ones (0.3). Of ten workers seven have o
 and 16 GiB, one has one slot and 32 GiB; trips take 12 ms. Where speeds are mixed, the second sort is 1.25 times as
 fast as the first, the third 1.5 times; then the bound is far from what can be reached, because it lets each chain have
 the fastest to itself. `load` is work over slots, over the longest chain: about 1 is the hardest. `ratio` is makespan
-over `lower_bound`, `simple` over the larger of longest chain and work over slots; medians over seeds. `plain` knows
+over `lower_bound` (`most`: the largest), `simple` over the larger of longest chain and work over slots; medians over seeds. `plain` knows
 neither times nor speeds nor what memory is in use; `over` counts its batches that began without memory for them, at no
 cost to it here.
 """
@@ -16,7 +16,7 @@ import statistics
 from typing import Any
 
 from hybridq.ledger import Device, Ledger
-from hybridq.simulation import PlainOrder, Result, Trace, lower_bound, ranked, scattered, simulate, studies
+from hybridq.simulation import PlainOrder, Trace, lower_bound, ranked, scattered, simulate, studies
 
 # jobs, devices, whether speeds are mixed, seeds
 SIZES = (
@@ -35,8 +35,8 @@ def site(count: int, mixed: bool) -> tuple[Device, ...]:
     )
 
 
-def play(jobs: int, devices: int, mixed: bool, seed: int) -> dict[str, tuple[Result, float, float]]:
-    """By policy: the result, the bound that knows only chain and work, and work over chain."""
+def play(jobs: int, devices: int, mixed: bool, seed: int) -> dict[str, dict[str, float]]:
+    """The figures of each policy."""
     trace = ranked(scattered(Trace(studies(jobs, seed), site(devices, mixed)), 0.3, seed))
     work = sum(task.seconds for task in trace.tasks) / sum(d.slots * d.speed for d in trace.devices)
     fastest = max(device.speed for device in trace.devices)
@@ -44,7 +44,17 @@ def play(jobs: int, devices: int, mixed: bool, seed: int) -> dict[str, tuple[Res
     found = {}
     for name in POLICIES:
         result = simulate(trace, PlainOrder() if name == "plain" else Ledger(name))
-        found[name] = (result, max(chain, work), work / chain)
+        found[name] = {
+            "jobs": len(result.decisions),
+            "load": work / chain,
+            "makespan": result.makespan,
+            "ratio": result.makespan / result.bound,
+            "simple": result.makespan / max(chain, work),
+            "used": statistics.mean(result.utilisation.values()),
+            "wait": statistics.mean(result.waits),
+            "batches": result.batches,
+            "over": result.over_committed,
+        }
     return found
 
 
@@ -54,20 +64,10 @@ def run(compare: Any) -> list[dict[str, Any]]:
         played = [play(jobs, devices, mixed, seed) for seed in range(seeds)]
         for name in POLICIES:
             of = [one[name] for one in played]
+            figures = {figure: statistics.median(one[figure] for one in of) for figure in of[0]}
+            most = max(one["ratio"] for one in of)
             rows.append({
-                "jobs": round(statistics.median(len(r.decisions) for r, _, _ in of)),
-                "devices": devices,
-                "speeds": "mixed" if mixed else "equal",
-                "seeds": seeds,
-                "load": statistics.median(load for _, _, load in of),
-                "policy": name,
-                "makespan": statistics.median(r.makespan for r, _, _ in of),
-                "ratio": statistics.median(r.makespan / r.bound for r, _, _ in of),
-                "most": max(r.makespan / r.bound for r, _, _ in of),
-                "simple": statistics.median(r.makespan / simple for r, simple, _ in of),
-                "used": statistics.median(statistics.mean(r.utilisation.values()) for r, _, _ in of),
-                "wait": statistics.median(statistics.mean(r.waits) for r, _, _ in of),
-                "batches": round(statistics.median(r.batches for r, _, _ in of)),
-                "over": round(statistics.median(r.over_committed for r, _, _ in of)),
+                "policy": name, "devices": devices, "speeds": "mixed" if mixed else "equal", "seeds": seeds,
+                **figures, "most": most,
             })  # fmt: skip
     return rows

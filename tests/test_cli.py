@@ -240,8 +240,9 @@ if __name__ == "__main__":
 """)
     done = hybridq(tmp_path, "plan", path, code=1)
     assert done.stdout.count("refused  study/wide") == 2
-    assert re.search(r"the program needs 16,384.* TiB \([\d,]+ bytes, 50 qubits\), and the largest device, .* has",
-                     done.stdout)  # fmt: skip
+    assert re.search(
+        r"needs 16,384.* TiB \([\d,]+ bytes\), 50 qubits .*, and the largest device for it, .* has", done.stdout
+    )
     assert "study/wide[0]" in done.stdout
     refusals = document(hybridq(tmp_path, "plan", path, "--json", code=1))["refusals"]
     assert [(r["at"], r["needs"] > r["has"] > 0) for r in refusals] == [
