@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ __all__ = ["AdjointEngine"]
 Array = NDArray[Any]
 
 _CACHE_BYTES = 2**27  # of prepared templates
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _KEPT_STATE = 2**20  # bytes of a state that stays allocated between programs
 _BYTES_PER_GATE = 2048  # measured 1.7 KiB for a gate with a parameter
 _NARROW = 9  # qubits up to which sums with signs are one product with a matrix
@@ -51,6 +53,8 @@ class AdjointEngine:
         _core()
         self._prepared: Prepared[_Prepared] = Prepared(_CACHE_BYTES)
         self._threads = ThreadpoolController()
+        # an engine process, whose libraries were loaded with one thread each and are left so
+        self._single = self._are_single() and all(os.environ.get(name) == "1" for name in _THREADS)
 
     def evaluate(self, programs: Sequence[Program], max_bytes: int | None = None) -> list[Outcome | HybridqError]:
         """Evaluate each program by its plan; a failed one is an error in its place and harms no other.
@@ -65,9 +69,10 @@ class AdjointEngine:
 
     def _one_thread(self) -> Any:
         """One thread for all numerical libraries, because more may change bits; cheap where that is so already."""
-        if all(library.get_num_threads() == 1 for library in self._threads.lib_controllers):
-            return nullcontext()
-        return self._threads.limit(limits=1)
+        return nullcontext() if self._single or self._are_single() else self._threads.limit(limits=1)
+
+    def _are_single(self) -> bool:
+        return all(library.get_num_threads() == 1 for library in self._threads.lib_controllers)
 
     def _compute(self, program: Program) -> Numbers:
         template, plan = physical(program.template), program.plan
