@@ -5,9 +5,9 @@ true times lognormal about the predicted ones (0.3). Of ten workers seven have o
 and 16 GiB, one has one slot and 32 GiB; trips take 12 ms. Where speeds are mixed, the second sort is 1.25 times as
 fast as the first, the third 1.5 times; then the bound is far from what can be reached, because it lets each chain have
 the fastest to itself. `load` is work over slots, over the longest chain: about 1 is the hardest. `ratio` is makespan
-over `lower_bound` (`most`: the largest), `simple` over the larger of longest chain and work over slots; medians over seeds. `plain` knows
-neither times nor speeds nor what memory is in use; `over` counts its batches that began without memory for them, at no
-cost to it here.
+over `lower_bound` (`most`: the largest), `simple` over the larger of longest chain and work over slots; medians over
+seeds. `plain` knows neither times nor speeds nor what memory is in use; `over` counts its batches that began without
+memory for them, at no cost to it here.
 """
 
 from __future__ import annotations
