@@ -37,6 +37,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _KEPT_STATE = 2**20  # bytes of a state that stays allocated between programs
 _BYTES_PER_GATE = 2048  # measured 1.7 KiB for a gate with a parameter
 _NARROW = 9  # qubits up to which sums with signs are one product with a matrix
+_DENSE = 6  # qubits up to which an observable is a full matrix, 64 KiB: calling a sparse one takes longer than its work
 _FUSED = 14  # qubits from which on a pass over the state costs more than making the product of two matrices
 _BUILT = 2**16  # entries of a matrix that are made at a time
 
@@ -288,13 +289,13 @@ class _Prepared:
             for angle, value in zip(self._open, slots[self._slots].tolist(), strict=True):
                 angle[0] = value
             ket = forward.run()
-            slopes = np.zeros((len(self._constants), len(slots)))
+            slopes = None if gradients is None else np.zeros((len(self._constants), len(slots)))
             for column, operator in self._measured:
                 bra = operator @ ket
                 values[row, column] += bra.view(np.float64) @ ket.view(np.float64)
-                if gradients is not None and back is not None:
+                if slopes is not None and back is not None:
                     slopes[column] = np.bincount(self._slots, back.slopes(ket, bra), minlength=len(slots))
-            if gradients is not None:
+            if gradients is not None and slopes is not None:
                 gradients[row] = self._binder.chain(theta[row], slopes)
 
 
@@ -523,9 +524,14 @@ class _Operator:
             matrix = _matrix(flips[own] & mask, signs[own] & mask, coefficients[own], 1 << low)
             self._parts.append((flip, _parity_signs((high ^ flip) & sign), matrix))
         self.nbytes = sum(20 * matrix.nnz + 4 * matrix.shape[0] + signs.nbytes for _, signs, matrix in self._parts)
+        self._dense = self._parts[0][2].toarray() if n <= _DENSE and low == n else None
+        self.nbytes += 0 if self._dense is None else self._dense.nbytes
 
     def __matmul__(self, state: Array) -> Array:
         """The operator on ``state``, shape (2^n,)."""
+        if self._dense is not None:
+            product: Array = self._dense @ state
+            return product
         if self._shape[0] == 1:
             image: Array = self._parts[0][2] @ state
             return image
