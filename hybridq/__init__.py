@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hybridq.backends import Adjoint, Aer, Backend, Noise
     from hybridq.errors import (
+        ClusterLost,
         Corrupt,
         Diverged,
         EngineFailed,
@@ -52,6 +53,7 @@ __all__ = [
     "Adjoint",
     "Aer",
     "Backend",
+    "ClusterLost",
     "Corrupt",
     "Diverged",
     "EngineFailed",

@@ -21,7 +21,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from hybridq.engines import frames
 from hybridq.engines.process import EngineProcess
 from hybridq.engines.wire import Batch
-from hybridq.errors import NoDevice, WorkerLost, WorkflowError
+from hybridq.errors import ClusterLost, NoDevice, WorkerLost, WorkflowError
 from hybridq.ledger import Device
 from hybridq.resources import KINDS, ROUND_TRIP, worker_allowance
 from hybridq.steps import StepReply, run_step
@@ -140,6 +140,7 @@ class _Asked:
     done: Callable[[Any, BaseException | None], None]
     timeout: float | None
     overran: Callable[[], None] | None
+    on: str
     timer: threading.Timer | None = None
 
 
@@ -196,18 +197,17 @@ class Cluster:
 
     def submit(self, function: Callable[..., Any], args: tuple[Any, ...], *, key: Key, needs: Mapping[str, int],
                done: Callable[[Any, BaseException | None], None], timeout: float | None = None,
-               overran: Callable[[], None] | None = None, prefer: str | None = None) -> None:  # fmt: skip
-        """Run ``function(*args)`` on a worker; ``done(value, error)`` is called once, from another thread.
+               overran: Callable[[], None] | None = None, on: str) -> None:  # fmt: skip
+        """Run ``function(*args)`` on the worker at address ``on``; ``done(value, error)`` is called once, elsewhere.
 
-        ``key`` is unique in the run's life. ``needs`` are amounts of Dask resources. ``prefer`` is the address of a
-        worker that would be best. If the task says that it began and
+        ``key`` is unique in the run's life. ``needs`` are amounts of Dask resources. If the task says that it began and
         is not done ``timeout`` seconds later, its worker is restarted (nothing else ends a running step) and
-        ``overran()`` is called in place of ``done``.
+        ``overran()`` is called in place of ``done``. A task goes nowhere else when its worker is gone (Dask would try
+        it on one after the other, and beside others): see `lost`.
         """
-        place = {} if prefer is None else {"workers": [prefer], "allow_other_workers": True}
-        future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs), **place)
+        future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs), workers=[on])
         with self._lock:
-            self._asked[key] = _Asked(future, done, timeout, overran)
+            self._asked[key] = _Asked(future, done, timeout, overran, on)
         self._loop.add_callback(self._follow, key, future)
 
     def _began(self, event: tuple[float, Any]) -> None:
@@ -229,6 +229,22 @@ class Cluster:
         if running:
             self.client.restart_workers(running)
         asked.overran()
+
+    def lost(self, address: str) -> None:
+        """The worker at ``address`` is gone: its tasks end with `WorkerLost`, whatever comes of them later."""
+        with self._lock:
+            gone = [(key, asked.future) for key, asked in self._asked.items() if asked.on == address]
+        for key, future in gone:
+            self._arrived.put((key, None, WorkerLost(f"the worker at {address} left the cluster")))
+            future.cancel()
+
+    def replenish(self) -> None:
+        """Start workers in place of those whose nanny gave up: it does if one dies right after its start.
+
+        Only in a cluster of our own; a scheduler started elsewhere has someone to look after it.
+        """
+        if self._own is not None:
+            self._own.scale(len(self._own.worker_spec))  # starts those that are specified and not there
 
     def close(self) -> None:
         """End a cluster of our own, its workers and engines; leave one that was given as it was."""
@@ -260,16 +276,12 @@ class Cluster:
 def _explained(error: BaseException) -> BaseException:
     """A task's error as one of ours where Dask's own words would not help."""
     if isinstance(error, CancelledError):
-        return WorkerLost(
+        return ClusterLost(
             f"the Dask scheduler dropped the task ({error}); the cluster was shut down or lost. Run again: everything "
             "recorded is kept."
         )
     if isinstance(error, KilledWorker):
-        return WorkerLost(
-            f"its workers died one after the other while it ran, the last one {error.last_worker.address}. A step that "
-            "needs more memory than its worker has dies like this: give it memory='... GiB', or use fewer workers with "
-            "more memory each."
-        )
+        return WorkerLost(f"the worker at {error.last_worker.address} died")
     return error
 
 

@@ -40,6 +40,9 @@ __all__ = [
 ]  # fmt: skip
 
 _ATTEMPTS = 3
+"""So often a program or a slice of a loop is tried whose engine process fails."""
+_DEATHS = 2
+"""With so many workers lost under a call it is not asked again; the last one it had to itself."""
 _WORTH_THE_TRIP = 10 * ROUND_TRIP
 """Seconds from which a program is sent to the cluster though nothing else could run meanwhile."""
 _UNKNOWN_STEP = 1.0
@@ -73,51 +76,47 @@ class Evaluated:
     attempt: int
 
 
-@dataclass(eq=False)
-class ProgramAsk:
-    """A program to evaluate. ``finish`` turns its answer into the future's value, and may raise."""
+@dataclass(eq=False, kw_only=True)
+class _Ask:
+    """Something asked: what all kinds have in common."""
 
-    program: Program
     name: str
     location: Location
-    finish: Callable[[Evaluated], Any]
     timeout: float | None = None
     future: Future[Any] = field(default_factory=Future)
     attempt: int = 0
+    """How often it was sent before, in earlier sessions too."""
     tries: int = 0
-    """How often it failed since it was asked; ``attempt`` counts those of earlier sessions too."""
+    """How often it failed since it was asked."""
+    deaths: tuple[str, ...] = ()
+    """What became of the workers that were lost while they had it."""
 
 
-@dataclass(eq=False)
-class StepAsk:
+@dataclass(eq=False, kw_only=True)
+class ProgramAsk(_Ask):
+    """A program to evaluate. ``finish`` turns its answer into the future's value, and may raise."""
+
+    program: Program
+    finish: Callable[[Evaluated], Any]
+
+
+@dataclass(eq=False, kw_only=True)
+class StepAsk(_Ask):
     """A classical step to run, packed; ``finish`` turns its reply into the future's value, and may raise."""
 
     call: bytes
-    name: str
-    location: Location
     seed: int
     memory: int
     finish: Callable[[StepReply, int], Any]
     retries: int = 0
-    timeout: float | None = None
-    future: Future[Any] = field(default_factory=Future)
-    attempt: int = 0
-    together: bool = True
-    """Whether it may travel with others: not once a task that it was in was lost."""
-
-    @property
-    def packable(self) -> bool:
-        """Whether it may travel with others: a time limit is a task's."""
-        return self.together and self.timeout is None
+    """How often it is tried again after an exception of its own."""
 
 
-@dataclass(eq=False)
-class LoopAsk:
+@dataclass(eq=False, kw_only=True)
+class LoopAsk(_Ask):
     """A slice of a loop to run; the future's value is an `Advanced`."""
 
     loop: Loop
-    name: str
-    location: Location
     points: Sequence[Point]
     """All that are known, recorded or from earlier slices."""
     seconds: float
@@ -126,9 +125,6 @@ class LoopAsk:
     """Of the worker that has the loop's optimizer waiting."""
     with_points: bool = False
     """Whether the points go with it: where it goes they are not known."""
-    future: Future[Any] = field(default_factory=Future)
-    attempt: int = 0
-    tries: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,7 +185,7 @@ class Dispatcher:
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
         """What waits and what runs where, once it is known which workers there are or will be."""
-        self._asks: dict[Hashable, ProgramAsk | StepAsk | LoopAsk] = {}
+        self._asks: dict[Hashable, _Ask] = {}
         """Everything asked and not answered, by its number in the ledger."""
         self._jobs: dict[Hashable, Job] = {}
         self._numbers = itertools.count()
@@ -240,12 +236,13 @@ class Dispatcher:
         """Queue one step for the cluster; its future is resolved when it was recorded, or cannot be had."""
         known = self._step_seconds.get(ask.name)
         try:
-            seconds = known if known is not None and ask.packable else _UNKNOWN_STEP
+            # a time limit is a task's: such a step travels alone
+            seconds = known if known is not None and ask.timeout is None else _UNKNOWN_STEP
             self._enqueue(ask, Need(ask.memory, seconds), ask.name)
         except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
             _resolve(ask.future, lambda error=error: _raise(error))  # type: ignore[misc]
 
-    def _enqueue(self, ask: ProgramAsk | StepAsk | LoopAsk, required: Need, template: str) -> None:
+    def _enqueue(self, ask: _Ask, required: Need, template: str) -> None:
         """Put ``ask`` into the queue; raises what it is refused with."""
         self._workers_known()
         kind = "loop" if isinstance(ask, LoopAsk) else "quantum" if isinstance(ask, ProgramAsk) else "classical"
@@ -255,7 +252,8 @@ class Dispatcher:
             assert self._ledger is not None
             times = next(self._numbers)
             number = str(ask.location) if str(ask.location) not in self._asks else f"{ask.location} ({times})"
-            job = Job(number, required, self._run, str(parent or ""), template=template, kind=kind)
+            suspect = bool(ask.deaths)
+            job = Job(number, required, self._run, str(parent or ""), template=template, kind=kind, sole=suspect)
             refusal = self._ledger.submit(job, time.monotonic())
             if refusal is not None:
                 raise refusal.error
@@ -287,7 +285,7 @@ class Dispatcher:
             self._cluster.close()
             self._cluster = None
 
-    def _emptied(self) -> list[ProgramAsk | StepAsk | LoopAsk]:
+    def _emptied(self) -> list[_Ask]:
         """Everything asked that is not answered; nothing is after it."""
         asks = list(self._asks.values())
         self._asks.clear()
@@ -365,7 +363,7 @@ class Dispatcher:
         except BaseException as error:  # noqa: BLE001  # handed to every caller that waits for the cluster
             self._leave_without_cluster(error)
             return
-        refused: list[tuple[ProgramAsk | StepAsk | LoopAsk, BaseException]] = []
+        refused: list[tuple[_Ask, BaseException]] = []
         with self._lock:
             # a worker that is restarted is away for a while: what only it can take waits
             self._cluster, self._ledger, self._expected = cluster, _ledger(devices), devices
@@ -386,11 +384,14 @@ class Dispatcher:
         self._progress.message(f"cluster ready in {self.cluster_seconds:.1f} s, dashboard {cluster.dashboard}")
 
     def _watch(self, cluster: Cluster) -> None:
-        """Tell the ledger which workers come and go; what was on one that went, Dask gives to others."""
+        """Tell the ledger which workers come and go, and that time passes: a job may wait for a device that is late.
+
+        What was on a worker that went is asked once more.
+        """
         while not self._leaving.wait(_WATCH_SECONDS):
             try:
                 found = {device.name: device for device in cluster.devices()}
-            except Exception:  # noqa: BLE001  # the scheduler is gone, or the run is being left: its tasks tell
+            except Exception:  # noqa: BLE001  # the scheduler does not answer: its tasks tell whether it is gone
                 continue
             with self._lock:
                 assert self._ledger is not None
@@ -399,9 +400,13 @@ class Dispatcher:
                     self._ledger.leave(name)
                 for name in found.keys() - known:
                     self._ledger.join(found[name], time.monotonic())
-            if known != found.keys():
+            if len(known) != len(found):
                 self._progress.message(f"{len(found)} workers, {len(known)} before")
-                self._pump()
+            for name in known - found.keys():
+                cluster.lost(name)
+            if len(found) < len(self._expected):
+                cluster.replenish()
+            self._pump()
 
     def _leave_without_cluster(self, error: BaseException) -> None:
         self._leaving.set()
@@ -451,14 +456,38 @@ class Dispatcher:
                 assert self._ledger is not None
                 self._ledger.done(batch, time.monotonic())
 
-    def _again(self, ask: ProgramAsk | StepAsk | LoopAsk) -> None:
+    def _again(self, ask: _Ask) -> None:
         """Ask once more what was not answered."""
         if isinstance(ask, ProgramAsk):
             self.submit(ask)
         elif isinstance(ask, LoopAsk):
             self.advance(ask, alone=False)
-        else:
+        elif isinstance(ask, StepAsk):
             self.submit_step(ask)
+
+    def _failed(self, ask: _Ask, error: BaseException) -> None:
+        """Ask once more what the infrastructure failed, if it is worth it; else answer with the error.
+
+        A worker dies for reasons of its own or of something else that was on it: so what it had is asked again, with a
+        worker to itself. If that one dies too, it is this call that ends workers.
+        """
+        ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
+        again = False
+        if isinstance(error, WorkerLost):
+            ask.deaths += (str(error),)
+            again = len(ask.deaths) < _DEATHS
+            if not again:
+                error = WorkerLost(
+                    f"{ask.location} was tried {len(ask.deaths)} times, the last time with nothing beside it, and each "
+                    f"time its worker was lost: {'; '.join(ask.deaths)}. A step that needs more memory than its worker "
+                    "has ends like this: give it memory='... GiB', or use fewer workers with more memory each."
+                )
+        elif not isinstance(ask, StepAsk):
+            again = _worth_another_try(error, ask.tries)
+        if again and self._closed is None:
+            self._again(ask)
+        else:
+            _resolve(ask.future, functools.partial(_raise, error))
 
     def _send_programs(self, batch: Batch, asks: list[ProgramAsk]) -> None:
         from hybridq.cluster import BYTES, SLOTS, run_batch
@@ -486,7 +515,7 @@ class Dispatcher:
             self._pump()
 
         arguments = (pack([a.program for a in asks]), timeout)
-        cluster.submit(run_batch, arguments, key=key, needs=needs, done=done, prefer=batch.device)
+        cluster.submit(run_batch, arguments, key=key, needs=needs, done=done, on=batch.device)
 
     def _send_loop(self, batch: Batch, ask: LoopAsk) -> None:
         from hybridq.cluster import BYTES, SLOTS, run_loop
@@ -511,26 +540,18 @@ class Dispatcher:
             if error is None:
                 _resolve(ask.future, lambda: Advanced(found, where, address))
             else:
-                ask.tries += 1
-                if _worth_another_try(error, ask.tries):
-                    self._again(ask)
-                    return
-                _resolve(ask.future, lambda: _raise(error))
+                self._failed(ask, error)
             self._pump()
 
-        packed = pack_loop(ask.loop, len(ask.points), ask.points if ask.with_points else None, ask.seconds)
-        where = ask.address or batch.device
-        cluster.submit(run_loop, (packed, ask.loop.token), key=key, needs=needs, done=done, prefer=where)
+        with_points = ask.with_points or ask.address != batch.device
+        packed = pack_loop(ask.loop, len(ask.points), ask.points if with_points else None, ask.seconds)
+        cluster.submit(run_loop, (packed, ask.loop.token), key=key, needs=needs, done=done, on=batch.device)
 
     def _answer_program(self, ask: ProgramAsk, outcome: Outcome | BaseException, started: float, where: str) -> None:
         if isinstance(outcome, Outcome):
             _resolve(ask.future, lambda: ask.finish(Evaluated(outcome, started, where, ask.attempt)))
-            return
-        ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
-        if _worth_another_try(outcome, ask.tries) and self._closed is None:
-            self.submit(ask)
-            return
-        _resolve(ask.future, lambda: _raise(outcome))
+        else:
+            self._failed(ask, outcome)
 
     def _send_steps(self, batch: Batch, asks: list[StepAsk]) -> None:
         """Steps that travel in one task; each is answered, fails and is tried again by itself."""
@@ -545,14 +566,9 @@ class Dispatcher:
 
         def done(replies: Any, error: BaseException | None) -> None:
             self._ended(batch)
-            if error is not None and len(asks) > 1:  # one may have taken the worker with it: never together again
-                for ask in asks:
-                    ask.attempt, ask.retries, ask.together = ask.attempt + 1, ask.retries + 1, False
-                    self._again(ask)
-                return
             for number, ask in enumerate(asks):
                 if error is not None:
-                    _resolve(ask.future, lambda: _raise(error))
+                    self._failed(ask, error)
                 else:
                     self._answer_step(ask, replies[number])
             self._pump()
@@ -568,15 +584,14 @@ class Dispatcher:
         arguments = ([(ask.call, str(ask.location)) for ask in asks], first.seed, watched)
         cluster.submit(
             run_steps, arguments, key=key, needs=needs, done=done, timeout=first.timeout, overran=overran,
-            prefer=batch.device,
+            on=batch.device,
         )  # fmt: skip
 
     def _expect(self, name: str, seconds: float) -> None:
         """What waits of the steps called ``name`` is known to be shorter or longer from now on; the lock is held."""
         assert self._ledger is not None
         for number, ask in self._asks.items():
-            packable = isinstance(ask, StepAsk) and ask.name == name and ask.packable
-            if packable and self._ledger.cancel(number):
+            if isinstance(ask, StepAsk) and ask.name == name and ask.timeout is None and self._ledger.cancel(number):
                 job = self._jobs[number]
                 self._jobs[number] = replace(job, need=replace(job.need, seconds=seconds))
                 self._ledger.submit(self._jobs[number], time.monotonic())
@@ -589,8 +604,8 @@ class Dispatcher:
             )
             if known is None:
                 self._expect(ask.name, reply.seconds)
-        if reply.raised is not None and ask.attempt < ask.retries:
-            ask.attempt += 1
+        if reply.raised is not None and ask.tries - len(ask.deaths) < ask.retries:
+            ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
             self._again(ask)
         else:
             _resolve(ask.future, lambda: ask.finish(reply, ask.attempt))
@@ -619,7 +634,7 @@ def _outcomes(packed: bytes, count: int, where: str) -> list[Outcome | BaseExcep
 
 
 def _worth_another_try(error: BaseException, tries: int) -> bool:
-    return isinstance(error, (EngineFailed, WorkerLost)) and tries < _ATTEMPTS
+    return isinstance(error, EngineFailed) and tries < _ATTEMPTS
 
 
 def _raise(error: BaseException) -> Any:

@@ -11,6 +11,7 @@
         NoDevice           no device can run it (reasons)
       EvaluationError      the infrastructure failed; running again may help
         WorkerLost         the worker died, repeatedly, under this call
+        ClusterLost        the Dask scheduler is gone
         TimedOut           it ran longer than allowed
         NotFinite          a value that should be a number is NaN or infinite
         EngineFailed       the quantum engine reported a failure
@@ -26,6 +27,7 @@ Exceptions of the user's own code keep their type; they are never wrapped in one
 from __future__ import annotations
 
 __all__ = [
+    "ClusterLost",
     "Corrupt",
     "Diverged",
     "EngineFailed",
@@ -80,6 +82,10 @@ class EvaluationError(HybridqError):
 
 class WorkerLost(EvaluationError):
     """Workers died, repeatedly, while they ran this call."""
+
+
+class ClusterLost(EvaluationError):
+    """The Dask scheduler is gone, with all that waited or ran there; run again."""
 
 
 class TimedOut(EvaluationError):

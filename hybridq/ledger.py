@@ -94,6 +94,8 @@ class Job:
     """Jobs of equal template share a prepared circuit: a batch takes them first."""
     alone: bool = False
     """Whether nothing else of its run could be waiting at the same time."""
+    sole: bool = False
+    """Whether it has its device to itself: with nothing beside it, and nothing sent ahead."""
     kind: str = "quantum"
     rank: float = 0.0
     """Predicted seconds of the longest chain of jobs that wait for this one to end; 0 if not known. If it is known, the
@@ -329,6 +331,7 @@ class _Sent:
     batch: Batch
     ends: float | None
     """When it is predicted to end; None while it waits there for a slot."""
+    sole: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -364,8 +367,9 @@ class _Station:
     def idle_slot(self) -> bool:
         return len(self.sent) < self.device.slots
 
-    def holds(self, need: Need) -> bool:
-        return need.bytes <= self.room and need.threads <= self.width
+    def holds(self, job: Job) -> bool:
+        need = job.need
+        return need.bytes <= self.room and need.threads <= self.width and not (job.sole and self.sent)
 
     def put(self, sent: _Sent) -> None:
         insort(self.bytes, sent.batch.bytes)
@@ -389,7 +393,10 @@ class _Station:
         self.width = _room(self.threads, device.slots, device.threads)
         free = device.slots - len(self.sent)
         self.release = -math.inf
-        if free <= 0:
+        first = next(iter(self.sent.values()), None)
+        if first is not None and first.sole:
+            free, self.release = 0, max(now, first.ends or now)
+        elif free <= 0:
             ends = [max(now, s.ends) for s in self.sent.values() if s.ends is not None]
             heapq.heapify(ends)
             for s in self.sent.values():
@@ -400,14 +407,14 @@ class _Station:
             free = max(0, device.slots * (1 + lookahead) - len(self.sent)) if short else 0
         self.lanes = free if self.width > 0 else 0
 
-    def drained(self, need: Need) -> float:
-        """When ``need`` is predicted to fit."""
+    def drained(self, job: Job) -> float:
+        """When ``job`` is predicted to fit."""
+        need = job.need
         heights, widths, when = list(self.bytes), list(self.threads), -math.inf
         for sent in sorted(self.sent.values(), key=lambda s: math.inf if s.ends is None else s.ends):
             slots = self.device.slots
-            if need.bytes <= _room(heights, slots, self.device.bytes) and need.threads <= _room(
-                widths, slots, self.device.threads
-            ):
+            height, width = _room(heights, slots, self.device.bytes), _room(widths, slots, self.device.threads)
+            if not job.sole and need.bytes <= height and need.threads <= width:
                 break
             heights.remove(sent.batch.bytes)
             widths.remove(sent.batch.threads)
@@ -452,8 +459,11 @@ class _Kind:
         del self.sizes[bisect_left(self.sizes, size)]
         self.most = self.sizes[-1] if self.sizes else -1
 
-    def best(self, need: Need) -> _Station | None:
-        """The preferred of the open devices that have room for ``need``."""
+    def best(self, job: Job) -> _Station | None:
+        """The preferred of the open devices that have room for ``job``."""
+        if job.sole:
+            return next((station for station in self.roomiest() if station.holds(job)), None)
+        need = job.need
         height, width = need.bytes.bit_length(), need.threads.bit_length()
         found: tuple[tuple[float, ...], int, int, _Station] | None = None
         for octaves, heap in list(self.rooms.items()):
@@ -465,8 +475,8 @@ class _Kind:
                 del self.rooms[octaves]
                 continue
             first: tuple[tuple[float, ...], int, int, _Station] | None = heap[0]
-            if not heap[0][3].holds(need):  # only in its own octave: look at each
-                fitting = (e for e in heap if e[2] == e[3].version and e[3].holds(need))
+            if not heap[0][3].holds(job):  # only in its own octave: look at each
+                fitting = (e for e in heap if e[2] == e[3].version and e[3].holds(job))
                 first = min(fitting, key=lambda e: e[:2], default=None)
             if first is not None and (found is None or first[:2] < found[:2]):
                 found = first
@@ -747,9 +757,9 @@ class Ledger:
         job, need = waiting.job, waiting.job.need
         if job.pin is not None:
             only = self._stations[job.pin]
-            if only.lanes and only.holds(need) and self._admits(only, waiting, now):
+            if only.lanes and only.holds(job) and self._admits(only, waiting, now):
                 return (only, "pinned to it"), False
-            return None, not only.holds(need)
+            return None, not only.holds(job)
         line, memory = waiting.line, need.bytes
         kinds = line.kinds
         if not job.alone and any(memory <= kind.most for kind in line.usual):
@@ -832,7 +842,7 @@ class Ledger:
     def _send(self, waiting: _Waiting, station: _Station, why: str, now: float) -> Batch:
         """Make a batch that starts with ``waiting``, and enter it."""
         job, device = waiting.job, station.device
-        if not (station.lanes > 0 and station.holds(job.need) and _takes(device, job) and self._stands(station)):
+        if not (station.lanes > 0 and station.holds(job) and _takes(device, job) and self._stands(station)):
             raise self._over_committed(job, station)
         self._sent += 1
         station.turn = self._sent
@@ -847,7 +857,7 @@ class Ledger:
         limit = min(self._batch_seconds, max(device.latency, part))
         if job.rank > 0:  # others wait for its end, which is known only with that of the batch
             limit = min(limit, _WORTH_THE_TRIP * device.latency)
-        if seconds <= limit and not job.alone and self._batch_jobs > 1:
+        if seconds <= limit and not (job.alone or job.sole) and self._batch_jobs > 1:
             if station.keeps is not None:
                 limit = min(limit, station.until - now - device.latency)
             for follower in self._followers(waiting, station):
@@ -867,7 +877,7 @@ class Ledger:
         batch = Batch(device.name, ids, f"{why}; {company}", most, job.need.threads, seconds)
         for identity in ids:
             self._running[identity] = device.name
-        station.put(_Sent(batch, now + device.latency + seconds if station.idle_slot else None))
+        station.put(_Sent(batch, now + device.latency + seconds if station.idle_slot else None, job.sole))
         if self.policy.shares:
             self._charge(jobs)
         for line in lines.values():
@@ -922,7 +932,7 @@ class Ledger:
             stations = (s for kind in waiting.line.kinds for s in kind.roomiest())
         fitting = (s for s in stations if s.keeps is None and _takes(s.device, job))
         best = min(
-            ((s.drained(job.need), s.number, s) for s in islice(fitting, _DRAINABLE)), default=None, key=lambda e: e[:2]
+            ((s.drained(job), s.number, s) for s in islice(fitting, _DRAINABLE)), default=None, key=lambda e: e[:2]
         )
         if best is not None:
             best[2].until = max(now, best[0])
@@ -950,12 +960,12 @@ class Ledger:
 
     def _open_one(self, kind: _Kind, waiting: _Waiting, now: float) -> _Station | None:
         """The device of a kind that a job could be sent to."""
-        need, held = waiting.job.need, waiting.held
-        if held is not None and held.kind is kind and held.lanes and held.holds(need):
+        job, held = waiting.job, waiting.held
+        if held is not None and held.kind is kind and held.lanes and held.holds(job):
             return held
-        station = kind.best(need)
+        station = kind.best(job)
         if station is None and kind.kept:
-            fitting = (s for s in kind.kept.values() if s.lanes and s.holds(need) and self._admits(s, waiting, now))
+            fitting = (s for s in kind.kept.values() if s.lanes and s.holds(job) and self._admits(s, waiting, now))
             station = next(fitting, None)
         return station
 
@@ -975,7 +985,7 @@ class Ledger:
         station.measure(now, self._lookahead, min(self._batch_seconds, _WORTH_THE_TRIP * station.device.latency))
         self._freed += station.room > room or station.width > width or station.lanes > lanes
         kind = station.kind
-        if not station.idle_slot:
+        if station.release > -math.inf:
             heapq.heappush(kind.releases, (station.release, station.number, station.version, station))
             if len(kind.releases) > 2 * kind.stations + 64:
                 kind.releases = sorted(e for e in kind.releases if e[2] == e[3].version)
@@ -1024,7 +1034,7 @@ class Ledger:
         run = job.run if self.policy.shares else ""
         key = (
             job.priority, run, job.kind, job.backend, need.qubits, need.threads, need.bytes.bit_length(), octave,
-            job.alone, job.pin,
+            job.alone, job.sole, job.pin,
         )  # fmt: skip
         line = self._lines.get(key)
         if line is None:
@@ -1217,7 +1227,7 @@ def _alike(sample: Job, job: Job) -> bool:
         and sample.backend == job.backend
         and sample.need.threads == job.need.threads
         and sample.pin == job.pin
-        and not sample.alone
+        and not (sample.alone or sample.sole)
     )
 
 

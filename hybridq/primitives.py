@@ -14,6 +14,7 @@ import math
 import os
 import threading
 import uuid
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -381,17 +382,17 @@ def _registers(circuit: QuantumCircuit, position: int) -> tuple[_Register, ...]:
 class Job(BasePrimitiveJob):  # type: ignore[misc]  # Qiskit publishes no types
     """PUBs on their way, as Qiskit's ``PrimitiveJob``: returned by `Estimator.run` and `Sampler.run`."""
 
+    @abstractmethod
     def result(self) -> PrimitiveResult:
         """Wait for the results, one for each PUB; raises what evaluating the first that failed raised."""
-        raise NotImplementedError
 
+    @abstractmethod
     def status(self) -> JobStatus:
         """Where the job stands, without waiting."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cancel(self) -> bool:
         """Give the job up if it has not ended; whether it will end as cancelled."""
-        raise NotImplementedError
 
     def done(self) -> bool:
         """Whether all results are there."""

@@ -442,8 +442,8 @@ class Run:
 
         attempt = self._recorded.attempts[str(location)]  # each time the run is taken up, all retries are there again
         ask = StepAsk(
-            packed, call.name, location, self.seed, call.need.bytes, finish, attempt + call.retries, call.timeout,
-            future, attempt,
+            call=packed, name=call.name, location=location, seed=self.seed, memory=call.need.bytes, finish=finish,
+            retries=call.retries, timeout=call.timeout, future=future, attempt=attempt,
         )  # fmt: skip
         self._progress.started(group)
         future.add_done_callback(lambda _: self._progress.ended(group))
@@ -542,7 +542,10 @@ class Run:
             self._keep(asked)
             return decode(output)
 
-        return pending, ProgramAsk(asked, name, location, finish, None, future, self._recorded.attempts[str(location)])
+        attempt = self._recorded.attempts[str(location)]
+        return pending, ProgramAsk(
+            program=asked, name=name, location=location, finish=finish, future=future, attempt=attempt
+        )
 
     def _check_evaluation(self, location: Location, found: records.Evaluation, asked: Program, theta: Encoded) -> None:
         if (found.program, found.shots) == (asked.template.digest, asked.shots):
@@ -1100,7 +1103,7 @@ class _Objective:
                 run._count("evaluations_executed")
                 return result(asked, answer.outcome)
 
-            ask = ProgramAsk(asked, call.name, at, finish)
+            ask = ProgramAsk(program=asked, name=call.name, location=at, finish=finish)
             run.dispatcher.evaluate(ask, alone=run._awake == 1)
             estimate = ask.future.result()
             where = answered[0].where
@@ -1150,7 +1153,10 @@ class _Shipped:
         self._entry.counted = len(rows)
         seconds, address = _FIRST_SLICE, None
         while True:
-            ask = LoopAsk(loop, call.name, self._counter.location, points, seconds, address)
+            ask = LoopAsk(
+                loop=loop, name=call.name, location=self._counter.location, points=points, seconds=seconds,
+                address=address,
+            )  # fmt: skip
             run.dispatcher.advance(ask, alone=run._awake == 1)
             advanced: Advanced = ask.future.result()
             advance, address = advanced.advance, advanced.address

@@ -95,6 +95,7 @@ JOBS = st.builds(
     alone=st.booleans(),
     kind=st.sampled_from(["quantum", "quantum", "classical"]),
     rank=st.sampled_from([0.0, 1.0, 30.0]),
+    sole=st.sampled_from([False, False, False, True]),
 )
 
 
@@ -185,7 +186,7 @@ class Anything(RuleBasedStateMachine):
             assert batch.threads == max(one.need.threads for one in jobs.values())
             assert len(jobs) <= MAX_BATCH_JOBS
             assert len(jobs) == 1 or batch.seconds <= MAX_BATCH_SECONDS + 1e-9
-            assert len(jobs) == 1 or not any(one.alone for one in jobs.values())
+            assert len(jobs) == 1 or not any(one.alone or one.sole for one in jobs.values())
             assert len({(one.kind, one.priority, one.need.threads) for one in jobs.values()}) == 1
         assert self.ledger.decide(self.now) == []  # it had decided everything
 
@@ -209,6 +210,8 @@ class Anything(RuleBasedStateMachine):
             assert memory <= device.bytes
             assert threads <= device.threads
             assert len(batches) <= device.slots * (1 + self.lookahead)
+            jobs = {i: one for batch, held in self.running.values() if batch.device == name for i, one in held.items()}
+            assert len(jobs) <= 1 or not any(one.sole for one in jobs.values())
 
     def teardown(self) -> None:
         """Whatever happened: with every device there, everything still waiting is run, once each."""
@@ -437,7 +440,10 @@ def test_a_large_job_runs_although_small_ones_keep_coming(
     for _ in range(3 * devices * slots):
         made.submit(small(), now)
     flying += made.decide(now)
-    large = rng.choice([job("large", 1.0, 90), job("large", 1.0, 90, pin="d0"), job("large", 1.0, 10, slots)])
+    large = rng.choice([
+        job("large", 1.0, 90), job("large", 1.0, 90, pin="d0"), job("large", 1.0, 10, slots),
+        job("large", 1.0, 10, sole=True), job("large", 1.0, 10, sole=True, pin="d0"),
+    ])  # fmt: skip
     assert made.submit(large, now) is None
     for _ in range(400 * devices * slots):
         flying += made.decide(now)
