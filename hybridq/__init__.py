@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from hybridq.primitives import Estimator, Sampler
     from hybridq.problems import Problem, lattice, molecule
     from hybridq.program import Estimate
+    from hybridq.sites import Device, Site
 
 __all__ = [
     "Adjoint",
@@ -55,6 +56,7 @@ __all__ = [
     "Backend",
     "ClusterLost",
     "Corrupt",
+    "Device",
     "Diverged",
     "EngineFailed",
     "Estimate",
@@ -70,6 +72,7 @@ __all__ = [
     "PlacementError",
     "Problem",
     "Sampler",
+    "Site",
     "StepFailed",
     "TimedOut",
     "TooLarge",
@@ -101,6 +104,7 @@ _LANGUAGE = {
 _HOMES = {name: "hybridq.errors" for name in __all__} | {
     **dict.fromkeys(_LANGUAGE, "hybridq.language"),
     **dict.fromkeys(("Adjoint", "Aer", "Backend", "Noise"), "hybridq.backends"),
+    **dict.fromkeys(("Device", "Site"), "hybridq.sites"),
     **dict.fromkeys(("Estimator", "Sampler"), "hybridq.primitives"),
     **dict.fromkeys(("Problem", "lattice", "molecule"), "hybridq.problems"),
     "Estimate": "hybridq.program",

@@ -52,8 +52,9 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--workers", type=click.IntRange(min=1), help="Worker processes of a cluster on this machine."),
         click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler to use, such as tcp://host:8786."),
         click.option("--backend", metavar="NAME", help="What evaluates circuits: aer, one of its methods "
-                     "(density_matrix, stabilizer, matrix_product_state), adjoint, or module:function for a Qiskit "
-                     "backend."),
+                     "(density_matrix, stabilizer, matrix_product_state), adjoint, module:function for a Qiskit "
+                     "backend, or a device of the site."),
+        click.option("--site", metavar="FILE", help="TOML file with the cluster and the devices to use."),
         click.option("--take-over", is_flag=True, help="Take the run from a driver on another host that is known to be "
                      "gone."),
         click.option("--json", "as_json", is_flag=True, help="Put one JSON document on stdout, everything else on "

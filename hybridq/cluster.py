@@ -24,6 +24,7 @@ from hybridq.engines.wire import Batch
 from hybridq.errors import ClusterLost, NoDevice, WorkerLost, WorkflowError
 from hybridq.ledger import Device
 from hybridq.resources import KINDS, ROUND_TRIP, worker_allowance
+from hybridq.sites import Site
 from hybridq.steps import StepReply, run_step
 
 __all__ = ["Cluster", "run_batch", "run_loop", "run_steps"]
@@ -147,18 +148,19 @@ class _Asked:
 class Cluster:
     """A running Dask cluster that has hybridq's plugin.
 
-    ``address`` is None for a cluster of our own on this machine, a scheduler's address, or a ``distributed.Client``.
+    ``site.cluster`` is None for one of our own on this machine, a scheduler's address, or a ``distributed.Client``.
     Raises `NoDevice` if nobody answers or a worker cannot run hybridq, and `WorkflowError` for skewed versions.
     """
 
-    def __init__(self, address: Any, workers: int) -> None:
+    def __init__(self, site: Site) -> None:
+        address = site.cluster
         self._own: LocalCluster | None = None
         self._own_client = not isinstance(address, Client)
         self._asked: dict[Key, _Asked] = {}
         self._lock = threading.Lock()
         self._arrived: SimpleQueue[tuple[Key, Any, BaseException | None] | None] = SimpleQueue()
         if address is None:
-            self._own = _start_local(workers)
+            self._own = _start_local(site)
             self.client = Client(self._own)
         elif isinstance(address, Client):
             self.client = address
@@ -285,13 +287,14 @@ def _explained(error: BaseException) -> BaseException:
     return error
 
 
-def _start_local(workers: int) -> LocalCluster:
+def _start_local(site: Site) -> LocalCluster:
     with dask.config.set(
         {"distributed.scheduler.allowed-failures": 1, "distributed.worker.daemon": True}
     ):  # two attempts, then it counts as lost; daemonic workers cannot outlive a driver that dies
         return LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
+            n_workers=site.local_workers,
+            threads_per_worker=site.worker_threads,
+            memory_limit=site.local_memory(psutil.virtual_memory().total),
             processes=True,
             host="127.0.0.1",
             dashboard_address=f"127.0.0.1:{_free_port(8787)}",

@@ -14,12 +14,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from hybridq import sites
 from hybridq.engines.costs import need
 from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.process import EngineProcess
@@ -30,13 +32,14 @@ from hybridq.location import Location
 from hybridq.program import Outcome, Program
 from hybridq.progress import Progress
 from hybridq.resources import KINDS, ROUND_TRIP, Need, worker_allowance
+from hybridq.sites import Site
 from hybridq.steps import StepReply
 
 if TYPE_CHECKING:
     from hybridq.cluster import Cluster
 
 __all__ = [
-    "Advanced", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "ProgramAsk", "Site", "StepAsk", "driver_engine",
+    "Advanced", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "Places", "ProgramAsk", "StepAsk", "driver_engine",
 ]  # fmt: skip
 
 _ATTEMPTS = 3
@@ -83,6 +86,8 @@ class _Ask:
     name: str
     location: Location
     timeout: float | None = None
+    priority: int = 0
+    """Higher leaves first."""
     future: Future[Any] = field(default_factory=Future)
     attempt: int = 0
     """How often it was sent before, in earlier sessions too."""
@@ -137,11 +142,17 @@ class Advanced:
 
 
 @dataclass(frozen=True)
-class Site:
-    """What programs can run on: the driver's own engine, and workers."""
+class Places:
+    """What programs can run on: the driver's own engine, workers, and the devices beside them."""
 
     workers: tuple[Device, ...]
     name: str
+    """Of the workers together."""
+    beside: tuple[Device, ...] = ()
+
+    def hosted(self, device: str, backend: str) -> bool:
+        """Whether only devices beside the workers are for a program that asks for ``device``, or has ``backend``."""
+        return bool(device) or any(beside.backend == backend for beside in self.beside)
 
     def at_hand(self, required: Need) -> bool:
         """Whether the driver's engine is the place for a lone program: it is short, or fits nowhere else."""
@@ -149,14 +160,20 @@ class Site:
             return False
         return required.seconds < _WORTH_THE_TRIP or required.bytes > max(d.bytes for d in self.workers)
 
-    def placed(self, required: Need, *, alone: bool, what: str = "the program") -> str:
-        """The name of where a program would go; raises `TooLarge` with what it would be refused with."""
-        if alone and self.at_hand(required):
+    def placed(self, required: Need, *, alone: bool, what: str = "the program", device: str = "", backend: str = ""
+               ) -> str:  # fmt: skip
+        """The name of where a program would go; raises `PlacementError` with what it would be refused with.
+
+        ``device`` is the one it asks for, or "", ``backend`` the identity of what evaluates it.
+        """
+        hosted = self.hosted(device, backend)
+        if alone and not hosted and self.at_hand(required):
             return "the driver's engine"
-        refusal = Ledger(expected=self.workers).submit(Job(what, required), 0.0)
+        job = Job(what, required, pin=device or None, backend=backend if hosted else "")
+        refusal = Ledger(expected=(*self.workers, *self.beside)).submit(job, 0.0)
         if refusal is not None:
             raise refusal.error
-        return self.name
+        return device or ", ".join(d.name for d in self.beside if hosted and d.backend == backend) or self.name
 
     @property
     def largest(self) -> int:
@@ -177,14 +194,14 @@ def _driver_bytes() -> int:
 class Dispatcher:
     """Sends programs and steps to where they run; one for each open run. Thread-safe."""
 
-    def __init__(self, *, run: str, address: Any, workers: int, progress: Progress, guarded: bool) -> None:
+    def __init__(self, *, run: str, site: Site, progress: Progress, guarded: bool) -> None:
         # the scheduler takes equal keys for the same task, and others may have runs of this name on the same cluster
         self._run = f"{run}@{secrets.token_hex(4)}"
-        self._address, self._workers, self._progress = address, workers, progress
-        self._guarded = guarded
+        self._site, self._progress, self._guarded = site, progress, guarded
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
         """What waits and what runs where, once it is known which workers there are or will be."""
+        self._beside = {device.name: _Beside(device) for device in site.devices}
         self._asks: dict[Hashable, _Ask] = {}
         """Everything asked and not answered, by its number in the ledger."""
         self._jobs: dict[Hashable, Job] = {}
@@ -204,7 +221,8 @@ class Dispatcher:
         """Resolve ``ask.future``: at hand, in this thread, if the placement says so; else as `submit` does."""
         try:
             required = need(ask.program)
-            near = alone and Site(tuple(self._workers_known()), "").at_hand(required)
+            hosted = self._hosted(ask.program)
+            near = alone and not hosted and Places(tuple(self._workers_known()), "").at_hand(required)
         except HybridqError as error:
             ask.future.set_exception(error)
             return
@@ -225,7 +243,7 @@ class Dispatcher:
         """Run a slice of a loop: at hand, in this thread, if nothing else could run beside it; else on the cluster."""
         try:
             required = need(ask.loop.program)
-            if alone and required.bytes <= _driver_bytes():
+            if alone and not self._hosted(ask.loop.program) and required.bytes <= _driver_bytes():
                 _resolve(ask.future, lambda: self._advance_here(ask))
             else:
                 self._enqueue(ask, replace(required, seconds=_SLICE), ask.loop.program.template.digest)
@@ -252,8 +270,15 @@ class Dispatcher:
             assert self._ledger is not None
             times = next(self._numbers)
             number = str(ask.location) if str(ask.location) not in self._asks else f"{ask.location} ({times})"
-            suspect = bool(ask.deaths)
-            job = Job(number, required, self._run, str(parent or ""), template=template, kind=kind, sole=suspect)
+            asked = (
+                ask.loop.program if isinstance(ask, LoopAsk) else ask.program if isinstance(ask, ProgramAsk) else None
+            )
+            hosted = asked is not None and self._hosted(asked)
+            job = Job(
+                number, required, self._run, str(parent or ""), ask.priority, template=template, kind=kind,
+                pin=asked.device or None if asked else None,
+                backend=asked.backend if asked and hosted else "", sole=bool(ask.deaths),
+            )  # fmt: skip
             refusal = self._ledger.submit(job, time.monotonic())
             if refusal is not None:
                 raise refusal.error
@@ -268,6 +293,8 @@ class Dispatcher:
     def abort(self) -> None:
         """Leave at once: every waiting thread unwinds, engines in the middle of a circuit are killed."""
         driver_engine().kill()
+        for beside in self._beside.values():
+            beside.kill()
         self._leave(Interrupted("the run was interrupted"))
 
     def _leave(self, reason: BaseException) -> None:
@@ -284,6 +311,8 @@ class Dispatcher:
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
+        for beside in self._beside.values():
+            beside.close()
 
     def _emptied(self) -> list[_Ask]:
         """Everything asked that is not answered; nothing is after it."""
@@ -322,16 +351,22 @@ class Dispatcher:
 
     # -- on the cluster --------------------------------------------------------------------------------------------
 
-    def site(self) -> Site:
+    def places(self) -> Places:
         """What there is to run on now. A cluster of our own is not started for it, one that was given is joined."""
-        return Site(tuple(self._workers_known()), "the cluster" if self._address is not None else "the local cluster")
+        name = "the cluster" if self._site.cluster is not None else "the local cluster"
+        return Places(tuple(self._workers_known()), name, tuple(beside.device for beside in self._beside.values()))
+
+    def _hosted(self, asked: Program) -> bool:
+        """Whether a program is for devices beside the workers only."""
+        if not self._beside:
+            return False
+        return bool(asked.device) or any(beside.device.backend == asked.backend for beside in self._beside.values())
 
     def _workers_known(self) -> Sequence[Device]:
         """The workers as devices: as they are once the cluster runs, as they will be before a local one is started."""
         with self._lock:
-            if self._ledger is None and self._address is None:
-                expected = _local_devices(self._workers)
-                self._ledger, self._expected = _ledger(expected), expected
+            if self._ledger is None and self._site.cluster is None:
+                self._make_ledger(_local_devices(self._site))
             elif self._ledger is None:
                 self._start_cluster()
         if self._ledger is None:
@@ -339,7 +374,13 @@ class Dispatcher:
         with self._lock:
             self._refuse_if_closed()
             assert self._ledger is not None
-            return self._ledger.devices or self._expected
+            return [d for d in self._ledger.devices if d.name not in self._beside] or self._expected
+
+    def _make_ledger(self, expected: tuple[Device, ...]) -> None:
+        self._expected = expected
+        self._ledger = Ledger(self._site.policy, expected=expected, batch_seconds=_PACKED_SECONDS)
+        for beside in self._beside.values():
+            self._ledger.join(beside.device, time.monotonic())
 
     def _start_cluster(self) -> None:
         with self._lock:
@@ -354,9 +395,9 @@ class Dispatcher:
             # distributed takes over a second to import: a run that only replays never gets here
             from hybridq.cluster import Cluster
 
-            if self._address is None and not self._guarded:
+            if self._site.cluster is None and not self._guarded:
                 raise WorkflowError(_UNGUARDED)
-            cluster = Cluster(self._address, self._workers)
+            cluster = Cluster(self._site)
             devices = cluster.devices()
             if not devices:
                 raise NoDevice(f"the cluster at {cluster.address} has no workers; start some, then run again.")
@@ -365,17 +406,22 @@ class Dispatcher:
             return
         refused: list[tuple[_Ask, BaseException]] = []
         with self._lock:
+            self._cluster = cluster
             # a worker that is restarted is away for a while: what only it can take waits
-            self._cluster, self._ledger, self._expected = cluster, _ledger(devices), devices
+            if self._ledger is None:
+                self._make_ledger(devices)
+            else:
+                self._ledger.expect(devices)
+                self._expected = devices
+            assert self._ledger is not None
             self._starting = False
             self.cluster_seconds = time.monotonic() - begun
             for device in devices:
                 self._ledger.join(device, time.monotonic())
-            for number, job in list(self._jobs.items()):
-                refusal = self._ledger.submit(job, time.monotonic())
-                if refusal is not None:  # the workers are not what was expected of them
-                    refused.append((self._asks.pop(number), refusal.error))
-                    del self._jobs[number]
+            for refusal in self._ledger.stranded():  # the workers are not what was expected of them
+                self._ledger.cancel(refusal.job)
+                refused.append((self._asks.pop(refusal.job), refusal.error))
+                del self._jobs[refusal.job]
         for ask, reason in refused:
             _resolve(ask.future, functools.partial(_raise, reason))
         threading.Thread(target=self._watch, args=(cluster,), name="hybridq-watch", daemon=True).start()
@@ -395,7 +441,7 @@ class Dispatcher:
                 continue
             with self._lock:
                 assert self._ledger is not None
-                known = {device.name for device in self._ledger.devices}
+                known = {device.name for device in self._ledger.devices} - self._beside.keys()
                 for name in known - found.keys():
                     self._ledger.leave(name)
                 for name in found.keys() - known:
@@ -425,10 +471,10 @@ class Dispatcher:
         with self._lock:
             if self._closed is not None or not self._asks:
                 return
-            if self._cluster is None:
+            if self._cluster is None and any(not job.backend for job in self._jobs.values()):
                 self._start_cluster()
+            if self._ledger is None:
                 return
-            assert self._ledger is not None
             for batch in self._ledger.decide(time.monotonic()):
                 sends.append(functools.partial(self._send, batch, [self._asks[number] for number in batch.jobs]))
         for send in sends:
@@ -439,7 +485,9 @@ class Dispatcher:
                 return
 
     def _send(self, batch: Batch, asks: list[Any]) -> None:
-        if isinstance(asks[0], LoopAsk):
+        if batch.device in self._beside:
+            self._send_beside(batch, asks)
+        elif isinstance(asks[0], LoopAsk):
             self._send_loop(batch, asks[0])
         elif isinstance(asks[0], ProgramAsk):
             self._send_programs(batch, asks)
@@ -489,6 +537,30 @@ class Dispatcher:
         else:
             _resolve(ask.future, functools.partial(_raise, error))
 
+    def _send_beside(self, batch: Batch, asks: list[Any]) -> None:
+        """Programs, or a slice of a loop, to a device of the site's."""
+        beside, started = self._beside[batch.device], time.time()
+
+        def work(engine: EngineProcess) -> None:
+            ask = asks[0]
+            outcomes: list[Any]
+            try:
+                if isinstance(ask, LoopAsk):
+                    outcomes = [engine.advance(ask.loop, len(ask.points), ask.points, ask.seconds)]
+                else:
+                    outcomes = list(engine.evaluate([a.program for a in asks], _together([a.timeout for a in asks])))
+            except BaseException as error:  # noqa: BLE001  # raised where the futures are waited for
+                outcomes = [error] * len(asks)
+            self._ended(batch)
+            for one, outcome in zip(asks, outcomes, strict=True):
+                if isinstance(outcome, Advance):
+                    _resolve(one.future, functools.partial(Advanced, outcome, batch.device, None))
+                else:
+                    self._answer_program(one, outcome, started, batch.device)
+            self._pump()
+
+        beside.submit(work)
+
     def _send_programs(self, batch: Batch, asks: list[ProgramAsk]) -> None:
         from hybridq.cluster import BYTES, SLOTS, run_batch
 
@@ -499,8 +571,7 @@ class Dispatcher:
         others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
         key = (f"quantum-{first.name}", f"{self._run}/{first.location}{others}", first.attempt)
         needs = {SLOTS: 1, BYTES: batch.bytes}
-        timeouts = [a.timeout for a in asks]
-        timeout = None if None in timeouts else sum(t for t in timeouts if t is not None)
+        timeout = _together([a.timeout for a in asks])
         started = time.time()
 
         def done(answer: Any, error: BaseException | None) -> None:
@@ -611,14 +682,55 @@ class Dispatcher:
             _resolve(ask.future, lambda: ask.finish(reply, ask.attempt))
 
 
-def _local_devices(workers: int) -> tuple[Device, ...]:
-    """The workers, of one thread each, that a local cluster of ``workers`` will have."""
-    memory = worker_allowance(psutil.virtual_memory().total // workers, 1)
-    return tuple(Device(f"worker {i}", 1, memory, 1, ROUND_TRIP, kinds=KINDS) for i in range(workers))
+class _Beside:
+    """A device of the site's: its engine processes, one for each slot, and threads that talk to them."""
+
+    def __init__(self, asked: sites.Device) -> None:
+        memory = _driver_bytes() if asked.memory is None else int(asked.memory)
+        self.device = Device(
+            asked.name, asked.slots, memory, asked.slots, asked.latency, qubits=asked.qubits,
+            backend=asked.backend.identity, cost_per_shot=asked.cost_per_shot, kinds=("quantum", "loop"),
+        )  # fmt: skip
+        self._all = [EngineProcess(memory, name=f"{asked.name}-{i}") for i in range(asked.slots)]
+        self._free: SimpleQueue[EngineProcess] = SimpleQueue()
+        for engine in self._all:
+            self._free.put(engine)
+        self._threads = ThreadPoolExecutor(asked.slots, thread_name_prefix=f"hybridq-{asked.name}")
+
+    def submit(self, work: Callable[[EngineProcess], None]) -> None:
+        """Call ``work`` with an engine that is free, in a thread of the device's."""
+
+        def on_engine() -> None:
+            engine = self._free.get()
+            try:
+                work(engine)
+            finally:
+                self._free.put(engine)
+
+        self._threads.submit(on_engine)
+
+    def kill(self) -> None:
+        """End its engine processes now, whatever they do."""
+        for engine in self._all:
+            engine.kill()
+
+    def close(self) -> None:
+        """End its engine processes and threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.kill()
 
 
-def _ledger(expected: Sequence[Device]) -> Ledger:
-    return Ledger(expected=expected, batch_seconds=_PACKED_SECONDS)
+def _local_devices(site: Site) -> tuple[Device, ...]:
+    """The workers that a cluster of our own will have."""
+    workers, threads = site.local_workers, site.worker_threads
+    memory = worker_allowance(site.local_memory(psutil.virtual_memory().total), threads)
+    return tuple(Device(f"worker {i}", threads, memory, threads, ROUND_TRIP, kinds=KINDS) for i in range(workers))
+
+
+def _together(timeouts: Sequence[float | None]) -> float | None:
+    """The time limit of programs that run one after the other, in seconds; None if one has none."""
+    given = [timeout for timeout in timeouts if timeout is not None]
+    return sum(given) if len(given) == len(timeouts) else None
 
 
 def _outcomes(packed: bytes, count: int, where: str) -> list[Outcome | BaseException]:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -25,7 +25,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hybridq import journal as records
-from hybridq.backends import named_backend
 from hybridq.dispatch import driver_engine
 from hybridq.engines.loops import settings_as_data
 from hybridq.errors import NotFinite, WorkflowError
@@ -37,6 +36,7 @@ from hybridq.progress import Progress
 from hybridq.resources import Need, parse_bytes
 from hybridq.runner import LoopCall, Pending, PlannedRun, Run, StepCall, describe_call, follows, scalar
 from hybridq.scope import Describing, Scope, StepScope, current
+from hybridq.sites import LOCAL, Site
 from hybridq.source import source_of, unwrap
 from hybridq.values import digest, encode
 
@@ -243,7 +243,8 @@ def expval(circuit: Any, observables: Any, theta: Any = None, *, shots: int | No
     of Paulis that are measured together; ``precision`` asks for the shots that keep the standard error below it in any
     state. ``grouping`` is ``"qubit-wise"`` (default) or ``"commuting"``: fewer groups, wider measurements. ``backend``
     is what evaluates it, in place of the run's: ``hq.Aer(method=..., noise=...)``, ``hq.Adjoint()``,
-    ``hq.Backend("module:function")``, a Qiskit ``BackendV2``, or a name such as ``"density_matrix"``.
+    ``hq.Backend("module:function")``, a Qiskit ``BackendV2``, a name such as ``"density_matrix"``, or that of a device
+    of the run's site.
     """
     if observables is None:
         raise WorkflowError("no observable was given; hq.expval(circuit, observables, theta) needs at least one.")
@@ -486,7 +487,7 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
         or any(callable(value) for value in (method, jac, hess, hessp, callback)),
         start=start,
         closed=_closed(fun, method, jac, (hess, hessp, callback), bounds, constraints, tol, options),
-        gradient=functools.partial(_gradient, fun, start, args, method, jac, run.backend),
+        gradient=functools.partial(_gradient, fun, start, args, method, jac, run.site),
         solve=solve,
         beside=_of_a_point(jac, constraints),
     )
@@ -511,14 +512,14 @@ _WITH_GRADIENT = {
 
 
 def _gradient(fun: Any, start: np.ndarray[Any, Any], args: tuple[Any, ...], method: Any, jac: Any,
-              backend: Any = None) -> str:  # fmt: skip
+              site: Site = LOCAL) -> str:  # fmt: skip
     """How gradients come with the values of ``fun``: "none", or as in a numeric plan. Evaluates nothing."""
     if not isinstance(fun, QuantumFunction) or jac not in GRADIENTS:
         return "none"
     if jac == "auto" and not (method is None or (isinstance(method, str) and method.lower() in _WITH_GRADIENT)):
         return "none"
     request = describe_call(fun.__name__, functools.partial(fun.__wrapped__, start.copy(), *args))
-    asked = program(request, seed=0, location=Location(fun.__name__), gradient=jac, backend=backend)
+    asked = program(request, seed=0, location=Location(fun.__name__), gradient=jac, site=site)
     if follows(asked, start):
         return asked.plan.gradient
     if jac == "auto":
@@ -706,6 +707,7 @@ class Overrides:
     workers: int | None = None
     cluster: str | None = None
     backend: str | None = None
+    site: str | None = None
     take_over: bool = False
     plan: bool = False
     """Whether runs are planned: what is quantum is priced, and nothing of it evaluated (`hybridq.planning`)."""
@@ -720,7 +722,8 @@ overrides: ContextVar[Overrides | None] = ContextVar("hybridq_overrides", defaul
 
 def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: int | None = None,
         cluster: Any = None, store: str | os.PathLike[str] | None = None, workers: int | None = None,
-        take_over: bool = False, backend: Any = None) -> R:  # fmt: skip
+        take_over: bool = False, backend: Any = None, site: Site | str | os.PathLike[str] | None = None
+        ) -> R:  # fmt: skip
     """Run ``workflow(*args)``, or finish it: the same call on a run that was interrupted goes on where it stood.
 
     The record is kept in ``store/name`` (default ``./runs``). Without a ``name`` the run is named by the workflow and a
@@ -728,17 +731,18 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     seeds all randomness. ``cluster`` is None for a Dask cluster of ``workers`` processes (default: one for each core)
     on this machine, a scheduler's address, or a ``distributed.Client``; it starts when the first call needs it.
     ``take_over`` takes a run from a driver on another host that is known to be gone. ``backend`` evaluates everything
-    that names none of its own, as in `expval`; it is part of what is evaluated, so another one is another run.
+    that names none of its own, as in `expval`; it is part of what is evaluated, so another one is another run. ``site``
+    is a `Site`, or the path of a TOML file that describes one; the other keywords replace what it says.
 
     Returns the workflow's value. Raises what the workflow raises; `WorkflowError` for a call written wrongly;
-    `JournalError` if the run is in use or damaged.
+    `NoDevice` for the name of a device that the site lacks; `JournalError` if the run is in use or damaged.
     """
     asked = overrides.get() or Overrides()
-    cluster = asked.cluster if asked.cluster is not None else cluster
-    workers = asked.workers if asked.workers is not None else workers
-    backend = named_backend(asked.backend if asked.backend is not None else backend)
     seed = asked.seed if asked.seed is not None else seed
-    _check_run(workflow, name, seed, workers)
+    _check_run(workflow, name, seed)
+    site = _site_of(asked.site if asked.site is not None else site, cluster, workers, backend)
+    site = _site_of(site, asked.cluster, asked.workers, asked.backend)
+    evaluates, _ = site.resolve(None)
     seed = 0 if seed is None else int(seed)
     body = unwrap(workflow)
     title = _name(workflow)
@@ -747,7 +751,7 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     code = source_of(body)
     name = asked.name if asked.name is not None else name
     if name is None:
-        name = f"{title[:40]}-{digest([hashed, seed, code.digest, backend.identity])[:10]}"
+        name = f"{title[:40]}-{digest([hashed, seed, code.digest, evaluates.identity])[:10]}"
     directory = run_directory(Path(asked.store or store or "runs"), name)
     # the lock of a run is its process': one driver thread at a time
     journal = Journal(directory, take_over=take_over or asked.take_over)
@@ -755,11 +759,10 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     try:
         header = records.RunHeader(
             records.FORMAT, name, title, code.digest, hashed, journal.store(inputs), seed,
-            journal.store(encode(backend)),
+            journal.store(encode(evaluates)),
         )  # fmt: skip
         opened = (PlannedRun if asked.plan else Run)(
-            journal=journal, header=header, cluster=cluster, workers=workers or os.cpu_count() or 1, progress=progress,
-            guarded=_guarded(sys._getframe(1)), backend=backend,
+            journal=journal, header=header, site=site, progress=progress, guarded=_guarded(sys._getframe(1)),
         )  # fmt: skip
     except BaseException:
         journal.close()
@@ -823,7 +826,21 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
     return value
 
 
-def _check_run(workflow: Any, name: Any, seed: Any, workers: Any) -> None:
+def _site_of(site: Any, cluster: Any, workers: int | None, backend: Any) -> Site:
+    """``site``, read if it is a path, with what was given in place of what it says."""
+    if isinstance(site, (str, os.PathLike)):
+        site = Site.read(site)
+    elif site is None:
+        site = LOCAL
+    elif not isinstance(site, Site):
+        raise WorkflowError(f"site is a {type(site).__qualname__}; give an hq.Site, or the path of a TOML file.")
+    given = {"cluster": cluster, "workers": workers, "backend": backend}
+    changed = {key: value for key, value in given.items() if value is not None}
+    found: Site = replace(site, **changed) if changed else site
+    return found
+
+
+def _check_run(workflow: Any, name: Any, seed: Any) -> None:
     if current.get() is not None:
         raise WorkflowError("hq.run was called inside a run; call the workflow itself, it becomes part of this run.")
     if multiprocessing.parent_process() is not None:
@@ -834,8 +851,6 @@ def _check_run(workflow: Any, name: Any, seed: Any, workers: Any) -> None:
         raise WorkflowError(f"name is {name!r}; it must be a string.")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
         raise WorkflowError(f"seed is {seed!r}; it must be an integer.")
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise WorkflowError(f"workers is {workers!r}; it must be an integer, 1 or more.")
 
 
 _UNGUARDED = (

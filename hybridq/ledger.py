@@ -573,10 +573,7 @@ class Ledger:
         self._joined = self._submitted = self._sent = self._grouped = 0
         self._now = -math.inf  # of the last call that said so
         self._freed = 0
-        for device in expected:
-            _check(device)
-            self._expected[device.name] = device
-            self._kind(device).count_in(device.bytes)
+        self.expect(expected)
 
     # -- what is -----------------------------------------------------------------------------------------------------
 
@@ -606,6 +603,21 @@ class Ledger:
         return [self._refusal(job) for job in lost]
 
     # -- what happens ------------------------------------------------------------------------------------------------
+
+    def expect(self, devices: Iterable[Device]) -> None:
+        """Expect these devices in place of those declared before; `stranded` tells what then fits none.
+
+        Raises ValueError for one that is impossible.
+        """
+        for device in self._expected.values():
+            self._kind(device).count_out(device.bytes)
+        self._expected = {}
+        for device in devices:
+            _check(device)
+            self._expected[device.name] = device
+            self._kind(device).count_in(device.bytes)
+        for line in self._lines.values():
+            self._match_kinds(line)
 
     def join(self, device: Device, now: float = 0.0) -> None:
         """A device is there. Raises ValueError if one of its name is, or if it is impossible."""

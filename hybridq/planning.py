@@ -249,6 +249,10 @@ class Cost:
     gradient: str
     reason: str
     """Why its numbers come about as they do: the numeric plan's."""
+    device: str
+    """The device of the site that it asks for, or ""."""
+    backend: str
+    """Identity of what evaluates it."""
 
     @property
     def need(self) -> Need:
@@ -276,7 +280,7 @@ def cost(program: Program) -> Cost:
     return Cost(
         template.num_qubits, _depth(template), counts.two + counts.wide, template.num_paulis, groups,
         points * measurements, points * shots, required.bytes, required.seconds, plan.engine, plan.method,
-        plan.sampling, plan.grouping, plan.gradient, plan.reason,
+        plan.sampling, plan.grouping, plan.gradient, plan.reason, program.device, program.backend,
     )  # fmt: skip
 
 
@@ -493,7 +497,7 @@ class Plan:
         """How many calls fit no device."""
         return len(self._refusals)
 
-    def document(self, place: Callable[[Need, bool], str]) -> dict[str, Any]:
+    def document(self, place: Callable[[Cost, bool], str]) -> dict[str, Any]:
         """The plan as JSON-able data, calls of equal size folded into one row.
 
         ``place`` says where something would go, and is told whether nothing else could be waiting then.
@@ -506,7 +510,7 @@ class Plan:
             groups: dict[Hashable, list[_Call]] = defaultdict(list)
             for call in self._calls:
                 alone = not any(above in crowded for above in _above(call.at))
-                device = place(call.cost.need, alone and not call.submitted)
+                device = place(call.cost, alone and not call.submitted)
                 size = replace(call.cost, bytes=0, seconds=0.0)
                 loop = None if call.loop is None else self._loops[call.loop]
                 kind = None if loop is None else (loop.pace, loop.not_priced, loop.within is None)
@@ -536,6 +540,7 @@ class Plan:
             "at": folded([call.at for call in calls]), "count": len(calls), **asdict(costs[0]), **sums,
             "bytes": max(c.bytes for c in costs), "device": device, "loop": None,
         }  # fmt: skip
+        del row["backend"]
         if calls[0].loop is not None:
             row["loop"] = self._loop_row(calls)
         return row

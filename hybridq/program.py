@@ -25,9 +25,10 @@ from qiskit import ClassicalRegister, QuantumCircuit
 from qiskit.circuit import Gate, Instruction, Parameter
 from qiskit.quantum_info import Pauli, SparsePauliOp
 
-from hybridq.backends import Adjoint, Aer, AnyBackend, Backend, named_backend, physical_circuit
+from hybridq.backends import Adjoint, Aer, AnyBackend, Backend, physical_circuit
 from hybridq.errors import NotFinite, WorkflowError
 from hybridq.location import Location, seed_key
+from hybridq.sites import LOCAL, Site
 from hybridq.values import circuit_digest, digest
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class Request:
     shots: int | None = None
     precision: float | None = None
     backend: Any = None
-    """What evaluates it, as `hybridq.backends.named_backend` takes it; None for the run's."""
+    """What evaluates it: a backend, its name, or that of a device of the site; None for what the site says."""
     grouping: str | None = None
     """One of `GROUPINGS`; None for qubit-wise."""
 
@@ -249,6 +250,14 @@ class Program:
     batch_shape: tuple[int, ...]
     """Shape of the parameters' leading axes as the researcher gave them; their product is rows."""
     observables_shape: tuple[int, ...]
+    device: str = ""
+    """The device of the site that it was asked to run on; "" for any that can."""
+
+    @property
+    def backend(self) -> str:
+        """Identity of what evaluates it."""
+        assert self.template.backend is not None, "only circuits as a backend has them have none"
+        return self.template.backend.identity
 
     @property
     def rows(self) -> int:
@@ -280,20 +289,20 @@ class Outcome:
 
 
 def program(request: Request, *, seed: int, location: Location, gradient: str = "none",
-            backend: Any = None) -> Program:  # fmt: skip
+            site: Site = LOCAL) -> Program:  # fmt: skip
     """Check ``request`` once and for all, and make it a program whose rows are seeded by ``seed`` and ``location``.
 
-    ``gradient`` is ``none``, or one of `GRADIENTS` for derivatives by all parameters with the values; ``backend`` is
-    what evaluates a request that names none.
-    Raises `WorkflowError` for anything written wrongly, before anything is spent, and `NotFinite` for parameters that
-    are NaN or infinite.
+    ``gradient`` is ``none``, or one of `GRADIENTS` for derivatives by all parameters with the values; ``site`` says
+    what evaluates a request that names nothing, and what the name of a device stands for.
+    Raises `WorkflowError` for anything written wrongly, before anything is spent, `NoDevice` for a device that is
+    missing, and `NotFinite` for parameters that are NaN or infinite.
     """
     if not isinstance(request, Request):
         raise WorkflowError(
             f"a quantum function returned {_describe(request)}; it must return hq.expval(...) or hq.sample(...) and "
             "do nothing else. Put classical arithmetic into a classical step or the workflow."
         )
-    backend = named_backend(backend if request.backend is None else request.backend)
+    backend, device = site.resolve(request.backend)
     template, observables_shape = _templates.get(request.circuit, request.observables, backend)
     theta = _parameters(request.theta, template.circuit)
     shots = _shots(request, template)
@@ -311,7 +320,7 @@ def program(request: Request, *, seed: int, location: Location, gradient: str = 
         seeds = np.zeros((len(rows), 2), dtype=np.uint64)
     else:
         seeds = np.array([seed_key(seed, location, row) for row in range(len(rows))], dtype=np.uint64).reshape(-1, 2)
-    return Program(template, rows, shots, seeds, plan, batch_shape, observables_shape)
+    return Program(template, rows, shots, seeds, plan, batch_shape, observables_shape, device)
 
 
 def result(program: Program, outcome: Outcome) -> Estimate | BitArray:

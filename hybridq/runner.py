@@ -28,13 +28,14 @@ from typing import Any
 import numpy as np
 
 from hybridq import journal as records
-from hybridq.dispatch import Advanced, Dispatcher, Evaluated, LoopAsk, ProgramAsk, Site, StepAsk
+from hybridq.dispatch import Advanced, Dispatcher, Evaluated, LoopAsk, Places, ProgramAsk, StepAsk
 from hybridq.engines.costs import need
 from hybridq.engines.loops import Loop, Point, encode_result
 from hybridq.errors import Diverged, HybridqError, JournalError, NotFinite, PlacementError, Unhashable, WorkflowError
 from hybridq.journal import Journal, pack_array, unpack_array
 from hybridq.location import Location
 from hybridq.planning import (
+    Cost,
     Pace,
     Plan,
     Trial,
@@ -52,6 +53,7 @@ from hybridq.program import Estimate, NumericPlan, Outcome, Program, Request, de
 from hybridq.progress import Progress
 from hybridq.resources import ROUND_TRIP, Need
 from hybridq.scope import Describing, Scope, current
+from hybridq.sites import Site
 from hybridq.source import Source, source_of
 from hybridq.steps import Raised, StepReply, capture, pack_call, rebuild
 from hybridq.values import Encoded, decode, digest, encode, same_value
@@ -227,9 +229,9 @@ def _above(at: str) -> Iterator[str]:
 class Run:
     """A run that this process has open. Made by ``hq.run``; everything else reaches it through the scope."""
 
-    def __init__(self, *, journal: Journal, header: records.RunHeader, cluster: Any, workers: int,
-                 progress: Progress, guarded: bool = True, backend: Any = None) -> None:  # fmt: skip
-        self.name, self.seed, self.backend = header.name, header.seed, backend
+    def __init__(self, *, journal: Journal, header: records.RunHeader, site: Site, progress: Progress,
+                 guarded: bool = True) -> None:  # fmt: skip
+        self.name, self.seed, self.site = header.name, header.seed, site
         self.counts = Counts()
         self.began = time.monotonic()
         self._journal = journal
@@ -243,8 +245,7 @@ class Run:
         """Threads of the run that are not waiting for others."""
         self._stopped: Diverged | None = None
         """The first difference from the record; no call of the run is answered after it."""
-        self.dispatcher = Dispatcher(run=header.name, address=cluster, workers=workers, progress=progress,
-                                     guarded=guarded)  # fmt: skip
+        self.dispatcher = Dispatcher(run=header.name, site=site, progress=progress, guarded=guarded)
         self._check_header(header)
         opened = _environment()
         self._tolerant = any(_differs(opened, earlier) for earlier in self._recorded.environments)
@@ -483,7 +484,7 @@ class Run:
         asked = []
         for location, request in requests:
             try:
-                made = program(request, seed=self.seed, location=location, backend=self.backend)
+                made = program(request, seed=self.seed, location=location, site=self.site)
             except HybridqError as error:
                 _note(error, location)
                 raise
@@ -507,7 +508,7 @@ class Run:
     def _evaluation(self, location: Location, name: str, describe: Callable[[], Request], gradient: str = "none"
                     ) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
         request = describe_call(name, describe)
-        asked = program(request, seed=self.seed, location=location, gradient=gradient, backend=self.backend)
+        asked = program(request, seed=self.seed, location=location, gradient=gradient, site=self.site)
         return self._asked(location, name, asked, gradient)
 
     def _asked(self, location: Location, name: str, asked: Program, gradient: str = "none"
@@ -736,7 +737,7 @@ class PlannedRun(Run):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.plan = Plan()
-        self._known_site: Site | None = None
+        self._known_places: Places | None = None
 
     def report(self) -> dict[str, Any]:
         """The plan as JSON-able data."""
@@ -808,7 +809,7 @@ class PlannedRun(Run):
 
         def note(future: Future[Any]) -> None:
             if isinstance(error := future.exception(), PlacementError):
-                self.plan.refused(str(location), error, call.need.bytes, self._site().largest)
+                self.plan.refused(str(location), error, call.need.bytes, self._places().largest)
 
         pending.future.add_done_callback(note)
         return pending
@@ -824,7 +825,7 @@ class PlannedRun(Run):
 
     def begin(self, name: str, requests: Sequence[tuple[Location, Request]]) -> list[tuple[Program, Pending]]:
         """Answered from the record, or priced."""
-        made = [(at, program(request, seed=self.seed, location=at, backend=self.backend)) for at, request in requests]
+        made = [(at, program(request, seed=self.seed, location=at, site=self.site)) for at, request in requests]
         return [(asked, self._answered_or_priced(at, name, asked)) for at, asked in made]
 
     def _described(self, location: Location, name: str, describe: Callable[[], Request], gradient: str = "none",
@@ -836,7 +837,7 @@ class PlannedRun(Run):
         if request is None:
             self.plan.gap(_shown(location), str(missing), "not priced: what it evaluates depends on the value of")
             return _settled(location, Unknown(_shown(location)))
-        asked = program(request, seed=self.seed, location=location, gradient=gradient, backend=self.backend)
+        asked = program(request, seed=self.seed, location=location, gradient=gradient, site=self.site)
         return self._answered_or_priced(location, name, asked, gradient, submitted, known=missing is None)
 
     def _answered_or_priced(self, location: Location, name: str, asked: Program, gradient: str = "none",
@@ -858,23 +859,23 @@ class PlannedRun(Run):
         """Put a program into the plan. Raises what a run would raise, before it evaluates anything."""
         try:
             found = cost(asked)
-            self._site().placed(found.need, alone=not submitted, what=str(location))
+            self._where(found, not submitted, str(location))
         except PlacementError as error:
-            self.plan.refused(_shown(location), error, found.bytes, self._site().largest)
+            self.plan.refused(_shown(location), error, found.bytes, self._places().largest)
             raise
         except HybridqError as error:
             self.plan.refused(_shown(location), error)
             raise
         self.plan.call(shown or _shown(location), found, loop=loop, submitted=submitted)
 
-    def _site(self) -> Site:
+    def _places(self) -> Places:
         """What there is to run on; a cluster of one's own is not started for it."""
-        if self._known_site is None:
-            self._known_site = self.dispatcher.site()
-        return self._known_site
+        if self._known_places is None:
+            self._known_places = self.dispatcher.places()
+        return self._known_places
 
-    def _where(self, required: Need, alone: bool) -> str:
-        return self._site().placed(required, alone=alone)
+    def _where(self, priced: Cost, alone: bool, what: str = "the program") -> str:
+        return self._places().placed(priced.need, alone=alone, what=what, device=priced.device, backend=priced.backend)
 
     # -- loops -------------------------------------------------------------------------------------------------------
 
@@ -919,7 +920,7 @@ class PlannedRun(Run):
             self.plan.gap(at, str(missing), "not priced: what it evaluates depends on the value of")
             return
         first = location.child(call.name, 0)
-        asked = program(request, seed=self.seed, location=first, gradient=gradient, backend=self.backend)
+        asked = program(request, seed=self.seed, location=first, gradient=gradient, site=self.site)
         self._price(first, asked, _shown(location), shown=at)
 
     def _try(self, scope: Scope, location: Location, name: str, function: Callable[..., Any], args: tuple[Any, ...]
@@ -1089,7 +1090,7 @@ class _Objective:
         else:
             describe = functools.partial(call.describe, point.copy(), *call.args)
             request = describe_call(call.name, describe)
-            asked = program(request, seed=run.seed, location=at, gradient=self._gradient, backend=run.backend)
+            asked = program(request, seed=run.seed, location=at, gradient=self._gradient, site=run.site)
             if self._gradient != "none" and not follows(asked, point):
                 raise WorkflowError(
                     f"{at} evaluates other parameters than the optimizer's point, so its gradient is not by the "
@@ -1179,7 +1180,7 @@ class _Shipped:
     def _program(self, request: Request, i: int) -> Program:
         return program(
             request, seed=self._run.seed, location=self._counter.location.child(self._call.name, i),
-            gradient=self._entry.header.gradient, backend=self._run.backend,
+            gradient=self._entry.header.gradient, site=self._run.site,
         )  # fmt: skip
 
     def _record(self, request: Request, first: Program, points: Sequence[Point], known: int, where: str) -> bool:

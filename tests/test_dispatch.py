@@ -168,7 +168,7 @@ def test_steps_that_end_their_workers_are_told_and_all_others_finish(
     found = hq.run(some_deadly, count, poison, seconds, name="a", store=store, workers=2)
     assert [i for i in range(count) if found[i] != i] == poison
     assert all(f"deadly[{i}] was tried 2 times" in found[i] for i in poison)
-    assert all(found[i].count("left the cluster") == 2 for i in poison)
+    assert all(found[i].count("the worker at tcp://") == 2 for i in poison)
     assert sorted(r.at for r in of(store, "a", records.Step)) == sorted(
         f"some_deadly/deadly[{i}]" for i in range(count) if i not in poison
     )

@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # nouns
     ("problems", "problems.fermions", "problems.lattices", "problems.molecules", "problems.problem", SIBLINGS),
     ("program",),
+    ("sites",),
     ("backends",),
     ("resources",),
     ("source",),

@@ -24,7 +24,7 @@ from qiskit.circuit.library import efficient_su2
 
 import hybridq as hq
 from hybridq import dispatch
-from hybridq.dispatch import Site
+from hybridq.dispatch import Places
 from hybridq.engines.costs import need
 from hybridq.language import Overrides, RunReport, overrides
 from hybridq.ledger import Device
@@ -271,11 +271,11 @@ def test_scipy_keeps_the_limits_that_are_told_as_firm(method: str) -> None:
 
 
 def test_where_a_call_goes() -> None:
-    site = Site((Device("w", 2, 2**60, 2),), "the cluster")
+    site = Places((Device("w", 2, 2**60, 2),), "the cluster")
     assert site.placed(Need(10, 0.001), alone=True) == "the driver's engine"
     assert site.placed(Need(10, 0.001), alone=False) == "the cluster"
     assert site.placed(Need(2**59, 0.001), alone=True) == "the cluster"
-    small = Site((Device("w", 2, 5, 2),), "the cluster")
+    small = Places((Device("w", 2, 5, 2),), "the cluster")
     assert small.placed(Need(10, 100.0), alone=True) == "the driver's engine"  # it fits nowhere else
     with pytest.raises(hq.TooLarge, match="10 "):
         small.placed(Need(10, 100.0), alone=False)

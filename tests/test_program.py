@@ -27,6 +27,7 @@ from hybridq.backends import Aer, Backend, Noise
 from hybridq.errors import NotFinite, WorkflowError
 from hybridq.location import Location, seed_key
 from hybridq.program import MAX_SHOTS, Estimate, Outcome, Program, Request, numeric_plan, physical, program, result
+from hybridq.sites import Site
 
 AT = Location("run/energy[0]")
 A, B = Parameter("a"), Parameter("b")
@@ -546,8 +547,9 @@ def test_a_backend_is_part_of_what_is_evaluated() -> None:
     assert _on(two(), "aer").template.digest == digests[0]
     # a request's own goes before the run's
     request = Request(two(), "ZZ", THETA, backend="density_matrix")
-    assert program(request, seed=7, location=AT, backend="adjoint").plan.method == "density_matrix"
-    assert program(Request(two(), "ZZ", THETA), seed=7, location=AT, backend="adjoint").plan.engine == "adjoint"
+    site = Site(backend="adjoint")
+    assert program(request, seed=7, location=AT, site=site).plan.method == "density_matrix"
+    assert program(Request(two(), "ZZ", THETA), seed=7, location=AT, site=site).plan.engine == "adjoint"
 
 
 def test_physical_templates_know_the_columns_that_are_left() -> None:

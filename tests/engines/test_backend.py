@@ -23,6 +23,7 @@ from hybridq.engines.process import EngineProcess
 from hybridq.errors import Diverged, EngineFailed, TooLarge, WorkflowError
 from hybridq.location import Location
 from hybridq.program import Request, physical, program, result
+from hybridq.sites import Site
 
 pytestmark = [
     pytest.mark.filterwarnings(  # of a device without noise, when its noise model is made
@@ -71,7 +72,7 @@ def make():
         if isinstance(observables, list) and np.ndim(theta) == 2:
             theta = np.asarray(theta)[:, None]  # every observable at every point
         request = Request(circuit, observables, theta, shots, grouping=grouping)
-        return program(request, seed=11, location=Location(at), gradient=gradient, backend=backend)
+        return program(request, seed=11, location=Location(at), gradient=gradient, site=Site(backend=backend))
 
     return make
 

@@ -1,0 +1,255 @@
+"""Sites: a Dask cluster and the devices beside it, as frozen data or a TOML file; what a name of a device stands for.
+
+What evaluates a circuit is part of its result; where that runs is not. So a name of a device stands for both, and only
+what evaluates is recorded: a run goes on after its device got another name, more slots, or another machine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from hybridq.backends import AER_METHODS, Adjoint, Aer, AnyBackend, Backend, Noise, named_backend
+from hybridq.errors import HybridqError, NoDevice, WorkflowError
+from hybridq.resources import parse_bytes
+
+__all__ = ["LOCAL", "POLICY_NAMES", "Device", "Site"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What evaluates circuits in engine processes of its own beside the driver: a QPU, a simulator set apart.
+
+    ``name`` can stand wherever a backend can. ``backend`` is what evaluates: anything that ``backend=`` of ``hq.run``
+    takes, but a name of a device. Raises `WorkflowError` for anything that cannot be.
+    """
+
+    name: str
+    backend: Any
+    qubits: int | None = None
+    """The largest circuit it takes; None: only its memory bounds that."""
+    memory: str | int | None = None
+    """What all programs on it may take together: bytes, or text such as "2 GiB". None: 40 % of the machine's."""
+    slots: int = 1
+    """How many batches it evaluates side by side, each in an engine process on one thread."""
+    cost_per_shot: float = 0.0
+    """In any one currency."""
+    latency: float = 0.0
+    """Seconds from sending a batch to its first gate and from its last one back, together: a queue, a network."""
+
+    def __post_init__(self) -> None:
+        what = f"device {self.name!r}"
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise WorkflowError(
+                f"{self.name!r} cannot name a device; give a letter or digit, then up to 63 letters, digits, '.', '_' "
+                "and '-'."
+            )
+        if self.name in ("aer", "adjoint", *AER_METHODS):
+            raise WorkflowError(f"{what}: the name stands for a simulator already; choose another.")
+        object.__setattr__(self, "backend", named_backend(self.backend))
+        if self.qubits is not None:
+            _whole(f"qubits of {what}", self.qubits)
+        if self.memory is not None:
+            object.__setattr__(self, "memory", _memory(f"memory of {what}", self.memory))
+        _whole(f"slots of {what}", self.slots)
+        _amount(f"cost_per_shot of {what}", self.cost_per_shot)
+        _amount(f"latency of {what}", self.latency)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A Dask cluster, and devices beside it.
+
+    The cluster's workers run classical steps and whatever names no device. ``Site.read(path)`` reads one from TOML.
+    Raises `WorkflowError` for anything that cannot be.
+    """
+
+    name: str = "local"
+    cluster: Any = None
+    """A scheduler's address, a ``distributed.Client``, or None for a cluster of our own on this machine."""
+    workers: int | None = None
+    """Worker processes of our own cluster; None: one for each core."""
+    worker_memory: str | int | None = None
+    """Of each worker of our own cluster: bytes, or text such as "4 GiB"; None: an equal part of the machine's."""
+    worker_threads: int = 1
+    """How many calls a worker of our own cluster runs side by side."""
+    policy: str = "earliest-finish"
+    """Which waiting call goes where: one of `hybridq.ledger.POLICIES`."""
+    backend: Any = None
+    """What evaluates circuits that name nothing: a backend, or a device's name."""
+    devices: tuple[Device, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            _whole("workers", self.workers)
+        _whole("worker_threads", self.worker_threads)
+        if self.worker_memory is not None:
+            object.__setattr__(self, "worker_memory", _memory("worker_memory", self.worker_memory))
+        if self.policy not in POLICY_NAMES:
+            raise WorkflowError(f"there is no policy {self.policy!r}; there are {', '.join(POLICY_NAMES)}.")
+        object.__setattr__(self, "devices", tuple(self.devices))
+        for device in self.devices:
+            if not isinstance(device, Device):
+                raise WorkflowError(f"devices holds a {type(device).__qualname__}; give hq.Device(...) values.")
+        names = [device.name for device in self.devices]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise WorkflowError(f"the site {self.name!r} has more than one device named {', '.join(twice)}.")
+        self.resolve(None)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Site:
+        """The site that a TOML file describes. Raises `WorkflowError`, naming the file, for anything wrong in it."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise WorkflowError(f"the site file {os.fspath(path)} cannot be read: {error}") from error
+        try:
+            return _site(tomllib.loads(text))
+        except (tomllib.TOMLDecodeError, HybridqError) as error:
+            raise WorkflowError(f"the site file {os.fspath(path)}: {error}") from error
+
+    @property
+    def local_workers(self) -> int:
+        """Worker processes of a cluster of our own."""
+        return self.workers or os.cpu_count() or 1
+
+    def local_memory(self, total: int) -> int:
+        """Bytes of each worker of a cluster of our own, on a machine of ``total`` bytes."""
+        return int(self.worker_memory) if self.worker_memory is not None else total // self.local_workers
+
+    def resolve(self, backend: Any) -> tuple[AnyBackend, str]:
+        """What evaluates a request that asks for ``backend``, and the device that it named, or "".
+
+        Raises `NoDevice`, where there are devices, for a name that is neither one's nor a backend's, and
+        `WorkflowError` for anything else that is no backend.
+        """
+        asked = self.backend if backend is None else backend
+        for device in self.devices:
+            if device.name == asked:
+                return device.backend, device.name
+        known = [device.name for device in self.devices]
+        if not known or not isinstance(asked, str) or asked in ("aer", "adjoint", *AER_METHODS) or ":" in asked:
+            return named_backend(asked), ""
+        near = difflib.get_close_matches(asked, [*known, "aer", "adjoint", *AER_METHODS], 1)
+        raise NoDevice(
+            f"{asked!r} is neither a device of the site {self.name!r} (it has {', '.join(known)}) nor a "
+            f"backend (aer, adjoint, {', '.join(AER_METHODS)}, module:function)."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+        )
+
+
+POLICY_NAMES = ("earliest-finish", "fair-share", "first-come", "least-busy", "round-robin")
+
+
+def _site(document: Mapping[str, Any]) -> Site:
+    top = _known(document, "at the top", ("name", "policy", "backend", "cluster", "devices"))
+    cluster = _known(
+        _table(document.get("cluster", {}), "cluster"), "in [cluster]", ("address", "workers", "memory", "threads")
+    )
+    if "address" in cluster and len(cluster) > 1:
+        others = ", ".join(key for key in cluster if key != "address")
+        raise WorkflowError(
+            f"[cluster] has an address and {others}; a scheduler that runs elsewhere has its own workers."
+        )
+    listed = document.get("devices", [])
+    if not isinstance(listed, list):
+        raise WorkflowError("devices is not a list of tables; write each device below a line [[devices]].")
+    found = Site(
+        cluster=cluster.get("address"), workers=cluster.get("workers"), worker_memory=cluster.get("memory"),
+        worker_threads=cluster.get("threads", 1), devices=tuple(_device(_table(d, "devices")) for d in listed),
+        **{key: top[key] for key in ("name", "policy") if key in top},
+    )  # fmt: skip
+    # the devices are checked first: a misspelt key in one is not to be told as a device that is missing
+    return replace(found, backend=top.get("backend"))
+
+
+_ENGINES: Mapping[str, tuple[str, ...]] = {
+    "aer": ("method", "noise", "bond_dimension"),
+    "adjoint": (),
+    "module:function": ("arguments", "optimization_level"),
+}
+"""Keys of a device that say how its engine evaluates, by engine."""
+
+
+def _device(table: Mapping[str, Any]) -> Device:
+    name = table.get("name")
+    if name is None:
+        raise WorkflowError("a device has no name; give name = '...' below its [[devices]].")
+    where = f"in the device {name!r}"
+    engine = table.get("engine", "aer")
+    if not isinstance(engine, str) or (engine not in _ENGINES and ":" not in engine):
+        raise WorkflowError(f"engine is {engine!r} {where}; give 'aer', 'adjoint' or 'module:function'.")
+    settings = _ENGINES.get(engine, _ENGINES["module:function"])
+    own = tuple(field.name for field in fields(Device) if field.name != "backend")
+    _known(table, where, ("engine", *own, *settings))
+    try:
+        given = {key: table[key] for key in settings if key in table}
+        make: Callable[..., AnyBackend]
+        if engine == "aer":
+            if "noise" in given:
+                given["noise"] = _noise(_table(given["noise"], "noise"))
+            make = Aer
+        elif engine == "adjoint":
+            make = Adjoint
+        else:
+            given["source"] = engine
+            make = Backend
+        return Device(backend=make(**given), **{key: table[key] for key in own if key in table})
+    except (HybridqError, TypeError, ValueError) as error:
+        raise WorkflowError(f"{where}: {error}") from error
+
+
+def _noise(table: Mapping[str, Any]) -> Noise:
+    """Of ``{one_qubit = .., two_qubit = .., readout = ..}``, or ``{of = "module:function"}`` of a Qiskit backend."""
+    if "of" in table:
+        _known(table, "in its noise", ("of",))
+        from hybridq.backends import loaded
+
+        return Noise.of(loaded(Backend(table["of"])))
+    return Noise.depolarizing(**_known(table, "in its noise", ("one_qubit", "two_qubit", "readout")))
+
+
+def _table(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise WorkflowError(f"{what} is {value!r}; it must be a table of keys.")
+    return value
+
+
+def _known(table: Mapping[str, Any], where: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """``table``; raises `WorkflowError` for a key that is not among ``keys``."""
+    for key in table:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, 1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise WorkflowError(f"there is no key {key!r} {where}; there are {', '.join(keys)}.{meant}")
+    return dict(table)
+
+
+def _memory(what: str, value: Any) -> int:
+    try:
+        return parse_bytes(value)
+    except ValueError as error:
+        raise WorkflowError(f"{what}: {error}.") from error
+
+
+def _whole(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise WorkflowError(f"{what} is {value!r}; it must be an integer, 1 or more.")
+
+
+def _amount(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise WorkflowError(f"{what} is {value!r}; it must be a number, 0 or more.")
+
+
+LOCAL = Site()
+"""This machine, and nothing else."""
