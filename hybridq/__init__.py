@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         map,
         minimize,
         now,
+        priority,
         quantum,
         rng,
         run,
@@ -90,6 +91,7 @@ __all__ = [
     "minimize",
     "molecule",
     "now",
+    "priority",
     "quantum",
     "rng",
     "run",
@@ -98,8 +100,8 @@ __all__ = [
 ]
 
 _LANGUAGE = {
-    "Future", "as_completed", "classical", "expval", "gradient", "map", "minimize", "now", "quantum", "rng", "run",
-    "sample", "workflow",
+    "Future", "as_completed", "classical", "expval", "gradient", "map", "minimize", "now", "priority", "quantum", "rng",
+    "run", "sample", "workflow",
 }  # fmt: skip
 _HOMES = {name: "hybridq.errors" for name in __all__} | {
     **dict.fromkeys(_LANGUAGE, "hybridq.language"),

@@ -1,4 +1,4 @@
-"""The command line: ``hybridq run | plan | runs | show``."""
+"""The command line: ``hybridq run | plan | runs | show | devices``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -250,6 +250,69 @@ def show(name: str, store: str, as_json: bool) -> None:
         click.echo(f"\n{failure['at']} raised {failure['type'].partition(':')[2]}: {failure['message']}")
     if entry["value"] is not None:
         click.echo(f"\nvalue        {entry['value']}")
+
+
+@main.command()
+@click.option("--site", "site_file", metavar="FILE", help="TOML file with the cluster and the devices.")
+@click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes of a cluster on this machine.")
+@click.option("--measure", is_flag=True, help="Measure this machine (about 20 s), so that predictions fit it.")
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def devices(site_file: str | None, cluster: str | None, workers: int | None, measure: bool, store: str, as_json: bool
+            ) -> None:  # fmt: skip
+    """List what circuits and steps can run on, and what each device is doing."""
+    from hybridq import calibration
+    from hybridq.dispatch import driver_device, driver_engine, places_of
+    from hybridq.engines.costs import DEFAULT, calibrate
+    from hybridq.sites import LOCAL, Site
+
+    try:
+        site = LOCAL if site_file is None else Site.read(site_file)
+        given: dict[str, Any] = {
+            key: value for key, value in (("cluster", cluster), ("workers", workers)) if value is not None
+        }
+        site = replace(site, **given)
+        if measure:
+            written = calibration.write(Path(store), calibrate(driver_engine().evaluate))
+            click.echo(f"measured; kept in {written}", err=True)
+        measured = calibration.read(Path(store)) is not DEFAULT
+        rows = [_device_row(driver_device(), "short circuits of the driver's own")]
+        places = places_of(site)
+        rows += [_device_row(device, "starts with a run") for device in places.workers]
+        if site.cluster is not None:
+            from hybridq.cluster import look
+
+            for seen in look(site.cluster):
+                doing = ", ".join(seen.doing[:3]) + (f" and {len(seen.doing) - 3} more" if len(seen.doing) > 3 else "")
+                rows.append(_device_row(seen.device, doing or "idle") | {"host": seen.host, "used": seen.used})
+        rows += [_device_row(device, "starts with a run") for device in places.beside]
+    except HybridqError as error:
+        raise click.ClickException(str(error)) from error
+    document = {"site": site.name, "policy": site.policy, "machine": calibration.machine(), "measured": measured,
+                "devices": rows}  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    click.echo(f"site {site.name}, policy {site.policy}; {document['machine']}")
+    click.echo("predicted times: " + ("measured on this machine" if measured else
+               "those of another machine; measure this one with --measure"))  # fmt: skip
+    width = max(len(row["name"]) for row in rows)
+    click.echo(f"\n{'device':<{width}}  slots  threads      memory  qubits  cost/shot  doing")
+    for row in rows:
+        cost = f"{row['cost_per_shot']:g}" if row["cost_per_shot"] else "-"
+        click.echo(f"{row['name']:<{width}}{row['slots']:>7}{row['threads']:>9}{format_bytes(row['bytes']):>12}"
+                   f"{row['qubits']:>8}{cost:>11}  {row['doing']}")  # fmt: skip
+
+
+def _device_row(device: Any, doing: str) -> dict[str, Any]:
+    """A device as data; ``qubits`` are those of the largest state vector where only memory bounds them."""
+    state_vector = max(0, (max(0, device.bytes - 2**25) // 16).bit_length() - 1)
+    return {
+        "name": device.name, "slots": device.slots, "threads": device.threads, "bytes": device.bytes,
+        "qubits": state_vector if device.qubits is None else device.qubits,
+        "cost_per_shot": device.cost_per_shot, "doing": doing,
+    }  # fmt: skip
 
 
 def _summary(directory: Path) -> dict[str, Any]:

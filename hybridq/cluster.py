@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import dask
 import psutil
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, Worker, get_worker
+from distributed.deploy.cluster import Cluster as AnyCluster
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from hybridq.engines import frames
@@ -27,7 +28,7 @@ from hybridq.resources import KINDS, ROUND_TRIP, worker_allowance
 from hybridq.sites import Site
 from hybridq.steps import StepReply, run_step
 
-__all__ = ["Cluster", "run_batch", "run_loop", "run_steps"]
+__all__ = ["Cluster", "Seen", "look", "run_batch", "run_loop", "run_steps"]
 
 BYTES = "hybridq-bytes"
 """Dask resource that carries the memory ledger of a worker."""
@@ -166,6 +167,7 @@ class Cluster:
             self.client = address
         else:
             self.client = _connect(address)
+        self._scalable = self.client.cluster
         try:
             if self._own is None:
                 _compare_versions(self.client)
@@ -190,12 +192,8 @@ class Cluster:
 
     def devices(self) -> tuple[Device, ...]:
         """Its workers, read from the scheduler now; each is known by its address."""
-        found = []
-        for address, worker in self.client.scheduler_info(n_workers=-1)["workers"].items():
-            slots = worker["nthreads"]
-            allowance = worker_allowance(worker["memory_limit"] or psutil.virtual_memory().total, slots)
-            found.append(Device(address, slots, allowance, slots, ROUND_TRIP, kinds=KINDS))
-        return tuple(found)
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        return tuple(_device(address, worker) for address, worker in workers.items())
 
     def submit(self, function: Callable[..., Any], args: tuple[Any, ...], *, key: Key, needs: Mapping[str, int],
                done: Callable[[Any, BaseException | None], None], timeout: float | None = None,
@@ -240,6 +238,15 @@ class Cluster:
             self._arrived.put((key, None, WorkerLost(f"the worker at {address} left the cluster")))
             future.cancel()
 
+    def scale(self, workers: int) -> None:
+        """Ask for so many workers. Raises `NoDevice` if this is no cluster that can be asked."""
+        if self._scalable is None:
+            raise NoDevice(
+                "most_workers was given, and the cluster cannot be asked for workers: its client was connected to an "
+                "address. Give the cluster object itself, or a client made of it."
+            )
+        self._scalable.scale(workers)
+
     def replenish(self) -> None:
         """Start workers in place of those whose nanny gave up: it does if one dies right after its start.
 
@@ -273,6 +280,51 @@ class Cluster:
                 if asked.timer is not None:
                     asked.timer.cancel()
                 asked.done(value, None if error is None else _explained(error))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A worker of a cluster, and what it is doing."""
+
+    device: Device
+    host: str
+    used: int
+    """Memory that its own process takes now, in bytes; its engines are not counted."""
+    doing: tuple[str, ...]
+    """Calls that run there or are sent ahead, as "run/location"; those of others by their Dask key."""
+
+
+def look(address: Any) -> tuple[Seen, ...]:
+    """The workers of the scheduler at ``address``, or of a ``Client``; nothing is changed there.
+
+    Raises `NoDevice` if nobody answers.
+    """
+    client = address if isinstance(address, Client) else _connect(address)
+    try:
+        processing = client.processing()
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        return tuple(
+            Seen(_device(at, worker), str(worker["host"]), int(worker["metrics"]["memory"]),
+                 tuple(map(_task, processing.get(at, ()))))
+            for at, worker in workers.items()
+        )  # fmt: skip
+    finally:
+        if client is not address:
+            client.close()
+
+
+def _task(key: Any) -> str:
+    """A task in a person's words: ours without what only tells equal ones apart."""
+    if isinstance(key, tuple) and len(key) == 3 and isinstance(key[1], str) and "@" in key[1]:
+        run, _, rest = key[1].partition("@")
+        return f"{run}/{rest.partition('/')[2]}"
+    return str(key)
+
+
+def _device(address: str, worker: Mapping[str, Any]) -> Device:
+    slots = worker["nthreads"]
+    allowance = worker_allowance(worker["memory_limit"] or psutil.virtual_memory().total, slots)
+    return Device(address, slots, allowance, slots, ROUND_TRIP, kinds=KINDS)
 
 
 def _explained(error: BaseException) -> BaseException:
@@ -313,10 +365,12 @@ def _free_port(wanted: int) -> int:
 
 
 def _connect(address: Any) -> Client:
+    if isinstance(address, AnyCluster):
+        return Client(address)
     if not isinstance(address, str):
         raise WorkflowError(
             f"cluster is a {type(address).__qualname__}; give a scheduler's address such as 'tcp://host:8786', a "
-            "distributed.Client, or None to start a cluster on this machine."
+            "distributed.Client, a cluster object of Dask's, or None to start a cluster on this machine."
         )
     try:
         return Client(address, timeout=_CONNECT_SECONDS)

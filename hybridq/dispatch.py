@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from hybridq import sites
-from hybridq.engines.costs import need
+from hybridq.engines.costs import DEFAULT, Calibration, Corrections, need
 from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.process import EngineProcess
 from hybridq.engines.wire import encode_template, pack, pack_loop, unpack_advance, unpack_outcomes
@@ -32,6 +34,7 @@ from hybridq.location import Location
 from hybridq.program import Outcome, Program
 from hybridq.progress import Progress
 from hybridq.resources import KINDS, ROUND_TRIP, Need, worker_allowance
+from hybridq.scope import priority
 from hybridq.sites import Site
 from hybridq.steps import StepReply
 
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
     from hybridq.cluster import Cluster
 
 __all__ = [
-    "Advanced", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "Places", "ProgramAsk", "StepAsk", "driver_engine",
+    "Advanced", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "Places", "ProgramAsk", "StepAsk", "driver_device",
+    "driver_engine", "places_of",
 ]  # fmt: skip
 
 _ATTEMPTS = 3
@@ -54,6 +58,14 @@ _PACKED_SECONDS = 0.2
 """Programs or steps that leave together are predicted to take no longer, in seconds, so that none waits long."""
 _SLICE = 1.0
 """Seconds that a slice of a loop is taken to need: so long that it travels alone."""
+_LEARNED = 8
+"""So many evaluations of a template correct what is predicted; after them every eighth."""
+_AHEAD_SECONDS = 5.0
+"""A cluster that may grow is asked for workers until what waits would take each of them so long, in seconds."""
+_IDLE_SECONDS = 20.0
+"""It shrinks when so long nothing has been waiting for its workers, in seconds."""
+_TELL_SECONDS = 30.0
+"""Between lines that say that the same is still waited for."""
 _WATCH_SECONDS = 1.0
 """Between looks at which workers there are."""
 
@@ -86,7 +98,7 @@ class _Ask:
     name: str
     location: Location
     timeout: float | None = None
-    priority: int = 0
+    priority: int = field(default_factory=priority.get)
     """Higher leaves first."""
     future: Future[Any] = field(default_factory=Future)
     attempt: int = 0
@@ -194,10 +206,14 @@ def _driver_bytes() -> int:
 class Dispatcher:
     """Sends programs and steps to where they run; one for each open run. Thread-safe."""
 
-    def __init__(self, *, run: str, site: Site, progress: Progress, guarded: bool) -> None:
+    def __init__(self, *, run: str, site: Site, progress: Progress, guarded: bool,
+                 calibration: Calibration = DEFAULT) -> None:  # fmt: skip
         # the scheduler takes equal keys for the same task, and others may have runs of this name on the same cluster
         self._run = f"{run}@{secrets.token_hex(4)}"
         self._site, self._progress, self._guarded = site, progress, guarded
+        self._calibration, self._corrections = calibration, Corrections()
+        self._observed: Counter[str] = Counter()
+        """Evaluations of each template whose time is known."""
         self._lock = threading.RLock()
         self._ledger: Ledger | None = None
         """What waits and what runs where, once it is known which workers there are or will be."""
@@ -209,6 +225,10 @@ class Dispatcher:
         self._expected: tuple[Device, ...] = ()
         self._step_seconds: dict[str, float] = {}
         """What steps of each name took of late, in seconds: the longest counts more than the others."""
+        self._asked_for = site.local_workers
+        """Workers that a cluster that may grow was last asked for."""
+        self._wanted_at: float | None = None
+        """When something was last waiting for workers; by the monotonic clock."""
         self._cluster: Cluster | None = None
         self._starting = False
         self._ready = threading.Event()
@@ -217,10 +237,24 @@ class Dispatcher:
         self.cluster_seconds = 0.0
         """Time spent starting or joining the cluster, in seconds."""
 
+    def need(self, asked: Program) -> Need:
+        """What a program asks of a device, by what is known of this machine and of programs like it.
+
+        Raises `WorkflowError` if it does not fit its backend's qubits.
+        """
+        return need(asked, self._calibration, self._corrections)
+
+    def _learn(self, asked: Program, outcome: Outcome) -> None:
+        """Correct what is predicted for programs like this one; of many, only now and then another one."""
+        seen = self._observed[asked.template.digest]
+        self._observed[asked.template.digest] = seen + 1
+        if seen < _LEARNED or seen % _LEARNED == 0:
+            self._corrections.observe(asked, outcome.seconds, self._calibration, first=seen == 0)
+
     def evaluate(self, ask: ProgramAsk, *, alone: bool) -> None:
         """Resolve ``ask.future``: at hand, in this thread, if the placement says so; else as `submit` does."""
         try:
-            required = need(ask.program)
+            required = self.need(ask.program)
             hosted = self._hosted(ask.program)
             near = alone and not hosted and Places(tuple(self._workers_known()), "").at_hand(required)
         except HybridqError as error:
@@ -235,14 +269,14 @@ class Dispatcher:
         """Queue one program for the cluster; its future is resolved when it was recorded, or cannot be had."""
         try:
             encode_template(ask.program.template)
-            self._enqueue(ask, need(ask.program), ask.program.template.digest)
+            self._enqueue(ask, self.need(ask.program), ask.program.template.digest)
         except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
             _resolve(ask.future, lambda error=error: _raise(error))  # type: ignore[misc]
 
     def advance(self, ask: LoopAsk, *, alone: bool) -> None:
         """Run a slice of a loop: at hand, in this thread, if nothing else could run beside it; else on the cluster."""
         try:
-            required = need(ask.loop.program)
+            required = self.need(ask.loop.program)
             if alone and not self._hosted(ask.loop.program) and required.bytes <= _driver_bytes():
                 _resolve(ask.future, lambda: self._advance_here(ask))
             else:
@@ -333,6 +367,7 @@ class Dispatcher:
             started = time.time()
             outcome = driver_engine().evaluate([ask.program], ask.timeout)[0]
             if isinstance(outcome, Outcome):
+                self._learn(ask.program, outcome)
                 return Evaluated(outcome, started, "driver", ask.attempt)
             ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
             if not _worth_another_try(outcome, ask.tries):
@@ -398,7 +433,9 @@ class Dispatcher:
             if self._site.cluster is None and not self._guarded:
                 raise WorkflowError(_UNGUARDED)
             cluster = Cluster(self._site)
-            devices = cluster.devices()
+            if self._site.most_workers is not None:
+                cluster.scale(self._site.local_workers)
+            devices = self._first_devices(cluster)
             if not devices:
                 raise NoDevice(f"the cluster at {cluster.address} has no workers; start some, then run again.")
         except BaseException as error:  # noqa: BLE001  # handed to every caller that waits for the cluster
@@ -429,6 +466,17 @@ class Dispatcher:
         self._pump()
         self._progress.message(f"cluster ready in {self.cluster_seconds:.1f} s, dashboard {cluster.dashboard}")
 
+    def _first_devices(self, cluster: Cluster) -> tuple[Device, ...]:
+        """The workers that are there; if the cluster was asked for some, as soon as one has come."""
+        told = 0.0
+        while True:
+            devices = cluster.devices()
+            if devices or self._site.most_workers is None or self._leaving.wait(_WATCH_SECONDS):
+                return devices
+            if time.monotonic() - told > _TELL_SECONDS:
+                told = time.monotonic()
+                self._progress.message(f"waiting for the first worker of {cluster.address}")
+
     def _watch(self, cluster: Cluster) -> None:
         """Tell the ledger which workers come and go, and that time passes: a job may wait for a device that is late.
 
@@ -450,9 +498,34 @@ class Dispatcher:
                 self._progress.message(f"{len(found)} workers, {len(known)} before")
             for name in known - found.keys():
                 cluster.lost(name)
-            if len(found) < len(self._expected):
+            if self._site.most_workers is not None:
+                self._scale(cluster, len(found))
+            elif len(found) < len(self._expected):
                 cluster.replenish()
             self._pump()
+
+    def _scale(self, cluster: Cluster, there: int) -> None:
+        """Ask for as many workers as have something to do, within the site's bounds; fewer only after a while.
+
+        Dask's own scaling looks at the tasks it was sent, and those are few: the queue is here.
+        """
+        least, most = self._site.local_workers, self._site.most_workers
+        assert most is not None
+        with self._lock:
+            assert self._ledger is not None
+            waiting, seconds = self._ledger.waiting, self._ledger.work
+            busy = sum(bool(self._ledger.running(d.name)) for d in self._ledger.devices if d.name not in self._beside)
+        now = time.monotonic()
+        if waiting or self._wanted_at is None:
+            self._wanted_at = now
+        wanted = max(least, min(most, busy + min(waiting, math.ceil(seconds / _AHEAD_SECONDS))))
+        if wanted > self._asked_for:
+            self._asked_for = wanted
+            self._progress.message(f"{waiting} calls wait for {there} workers; {wanted} asked for")
+            cluster.scale(wanted)
+        elif wanted < self._asked_for and not busy and now - self._wanted_at > _IDLE_SECONDS:
+            self._asked_for = wanted
+            cluster.scale(wanted)
 
     def _leave_without_cluster(self, error: BaseException) -> None:
         self._leaving.set()
@@ -620,6 +693,7 @@ class Dispatcher:
 
     def _answer_program(self, ask: ProgramAsk, outcome: Outcome | BaseException, started: float, where: str) -> None:
         if isinstance(outcome, Outcome):
+            self._learn(ask.program, outcome)
             _resolve(ask.future, lambda: ask.finish(Evaluated(outcome, started, where, ask.attempt)))
         else:
             self._failed(ask, outcome)
@@ -682,16 +756,31 @@ class Dispatcher:
             _resolve(ask.future, lambda: ask.finish(reply, ask.attempt))
 
 
+def places_of(site: Site) -> Places:
+    """What a site has to run on, as far as it says itself: workers are known of a cluster of our own only."""
+    workers = _local_devices(site) if site.cluster is None else ()
+    return Places(workers, "the local cluster", tuple(map(_beside, site.devices)))
+
+
+def driver_device() -> Device:
+    """The driver's own engine as a device."""
+    return Device("driver", 1, _driver_bytes(), 1, kinds=("quantum", "loop"), aside=True)
+
+
+def _beside(asked: sites.Device) -> Device:
+    memory = _driver_bytes() if asked.memory is None else int(asked.memory)
+    return Device(
+        asked.name, asked.slots, memory, asked.slots, asked.latency, qubits=asked.qubits,
+        backend=asked.backend.identity, cost_per_shot=asked.cost_per_shot, kinds=("quantum", "loop"),
+    )  # fmt: skip
+
+
 class _Beside:
     """A device of the site's: its engine processes, one for each slot, and threads that talk to them."""
 
     def __init__(self, asked: sites.Device) -> None:
-        memory = _driver_bytes() if asked.memory is None else int(asked.memory)
-        self.device = Device(
-            asked.name, asked.slots, memory, asked.slots, asked.latency, qubits=asked.qubits,
-            backend=asked.backend.identity, cost_per_shot=asked.cost_per_shot, kinds=("quantum", "loop"),
-        )  # fmt: skip
-        self._all = [EngineProcess(memory, name=f"{asked.name}-{i}") for i in range(asked.slots)]
+        self.device = _beside(asked)
+        self._all = [EngineProcess(self.device.bytes, name=f"{asked.name}-{i}") for i in range(asked.slots)]
         self._free: SimpleQueue[EngineProcess] = SimpleQueue()
         for engine in self._all:
             self._free.put(engine)

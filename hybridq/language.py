@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from hybridq import calibration
 from hybridq import journal as records
 from hybridq.dispatch import driver_engine
 from hybridq.engines.loops import settings_as_data
@@ -36,6 +38,7 @@ from hybridq.progress import Progress
 from hybridq.resources import Need, parse_bytes
 from hybridq.runner import LoopCall, Pending, PlannedRun, Run, StepCall, describe_call, follows, scalar
 from hybridq.scope import Describing, Scope, StepScope, current
+from hybridq.scope import priority as scope_priority
 from hybridq.sites import LOCAL, Site
 from hybridq.source import source_of, unwrap
 from hybridq.values import digest, encode
@@ -55,6 +58,7 @@ __all__ = [
     "minimize",
     "now",
     "overrides",
+    "priority",
     "quantum",
     "rng",
     "run",
@@ -229,6 +233,22 @@ def quantum(function: Callable[P, Request]) -> QuantumFunction[P]:
 def workflow(function: Callable[P, R]) -> WorkflowFunction[P, R]:
     """Make a function a workflow: plain Python that calls steps, quantum functions, loops and other workflows."""
     return WorkflowFunction(function)
+
+
+@contextmanager
+def priority(value: int) -> Iterator[None]:
+    """What is called within leaves before all that waits with a lower priority (0 where none is given).
+
+    ``with hq.priority(1): hq.map(...)``; what is called inside inherits it. Raises `WorkflowError` if ``value`` is no
+    integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise WorkflowError(f"priority is {value!r}; it must be an integer.")
+    token = scope_priority.set(value)
+    try:
+        yield
+    finally:
+        scope_priority.reset(token)
 
 
 def expval(circuit: Any, observables: Any, theta: Any = None, *, shots: int | None = None,
@@ -729,7 +749,8 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     The record is kept in ``store/name`` (default ``./runs``). Without a ``name`` the run is named by the workflow and a
     digest of arguments, seed and code, so that an edit makes a new run; a given name is strict. ``seed`` (default 0)
     seeds all randomness. ``cluster`` is None for a Dask cluster of ``workers`` processes (default: one for each core)
-    on this machine, a scheduler's address, or a ``distributed.Client``; it starts when the first call needs it.
+    on this machine, a scheduler's address, a ``distributed.Client``, or a cluster object of Dask's; it starts when the
+    first call needs it.
     ``take_over`` takes a run from a driver on another host that is known to be gone. ``backend`` evaluates everything
     that names none of its own, as in `expval`; it is part of what is evaluated, so another one is another run. ``site``
     is a `Site`, or the path of a TOML file that describes one; the other keywords replace what it says.
@@ -752,7 +773,9 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     name = asked.name if asked.name is not None else name
     if name is None:
         name = f"{title[:40]}-{digest([hashed, seed, code.digest, evaluates.identity])[:10]}"
-    directory = run_directory(Path(asked.store or store or "runs"), name)
+    root = Path(asked.store or store or "runs")
+    directory = run_directory(root, name)
+    measured = calibration.read(root)
     # the lock of a run is its process': one driver thread at a time
     journal = Journal(directory, take_over=take_over or asked.take_over)
     progress = Progress()
@@ -763,6 +786,7 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
         )  # fmt: skip
         opened = (PlannedRun if asked.plan else Run)(
             journal=journal, header=header, site=site, progress=progress, guarded=_guarded(sys._getframe(1)),
+            calibration=measured,
         )  # fmt: skip
     except BaseException:
         journal.close()

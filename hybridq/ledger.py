@@ -587,6 +587,11 @@ class Ledger:
         """How many jobs are in the queue."""
         return len(self._waiting)
 
+    @property
+    def work(self) -> float:
+        """Predicted seconds of the jobs in the queue."""
+        return self._work
+
     def running(self, name: str) -> tuple[Batch, ...]:
         """The batches on device ``name``, in the order they were sent. Raises KeyError if it is not there."""
         return tuple(sent.batch for sent in self._stations[name].sent.values())

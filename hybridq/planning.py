@@ -22,7 +22,7 @@ import numpy as np
 from qiskit import QuantumCircuit
 from qiskit.circuit.library import get_standard_gate_name_mapping
 
-from hybridq.engines.costs import census, grouped, need
+from hybridq.engines.costs import census, grouped
 from hybridq.engines.lowering import AS_ROTATIONS, ROTATIONS, Basis, lower
 from hybridq.engines.measuring import split
 from hybridq.program import Program, Request, Template, physical
@@ -260,12 +260,12 @@ class Cost:
         return Need(self.bytes, self.seconds, qubits=self.qubits, shots=self.shots)
 
 
-def cost(program: Program) -> Cost:
-    """What ``program`` takes.
+def cost(program: Program, required: Need) -> Cost:
+    """What ``program`` takes, which is known to need ``required``.
 
     Raises `WorkflowError` if it does not fit its backend's qubits, or has fewer shots than groups.
     """
-    template, plan, required = physical(program.template), program.plan, need(program)
+    template, plan = physical(program.template), program.plan
     counts = census(template)
     points = program.rows
     if plan.gradient == "parameter-shift":

@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 
 from hybridq import journal as records
+from hybridq.calibration import processor
 from hybridq.dispatch import Advanced, Dispatcher, Evaluated, LoopAsk, Places, ProgramAsk, StepAsk
-from hybridq.engines.costs import need
+from hybridq.engines.costs import DEFAULT, Calibration
 from hybridq.engines.loops import Loop, Point, encode_result
 from hybridq.errors import Diverged, HybridqError, JournalError, NotFinite, PlacementError, Unhashable, WorkflowError
 from hybridq.journal import Journal, pack_array, unpack_array
@@ -230,7 +231,7 @@ class Run:
     """A run that this process has open. Made by ``hq.run``; everything else reaches it through the scope."""
 
     def __init__(self, *, journal: Journal, header: records.RunHeader, site: Site, progress: Progress,
-                 guarded: bool = True) -> None:  # fmt: skip
+                 guarded: bool = True, calibration: Calibration = DEFAULT) -> None:  # fmt: skip
         self.name, self.seed, self.site = header.name, header.seed, site
         self.counts = Counts()
         self.began = time.monotonic()
@@ -245,7 +246,9 @@ class Run:
         """Threads of the run that are not waiting for others."""
         self._stopped: Diverged | None = None
         """The first difference from the record; no call of the run is answered after it."""
-        self.dispatcher = Dispatcher(run=header.name, site=site, progress=progress, guarded=guarded)
+        self.dispatcher = Dispatcher(
+            run=header.name, site=site, progress=progress, guarded=guarded, calibration=calibration
+        )
         self._check_header(header)
         opened = _environment()
         self._tolerant = any(_differs(opened, earlier) for earlier in self._recorded.environments)
@@ -491,7 +494,7 @@ class Run:
             asked.append((location, made))
         begun = [(made, *self._asked(location, name, made)) for location, made in asked]
         asks = [ask for _, _, ask in begun if ask is not None]
-        short = len(asks) == 1 or sum(need(ask.program).seconds for ask in asks) < ROUND_TRIP
+        short = len(asks) == 1 or sum(self.dispatcher.need(ask.program).seconds for ask in asks) < ROUND_TRIP
         for ask in asks:
             self.dispatcher.evaluate(ask, alone=short and self._awake == 1)
             if ask.future.done() and not isinstance(ask.future.exception(), Exception | None):
@@ -671,7 +674,7 @@ class Run:
         observables = self._journal.store(encode(list(template.observables)))
         self._journal.append(records.Circuit(
             template.digest, circuit, observables, plan, template.num_qubits, template.num_gates, template.num_paulis,
-            self._journal.store(encode(template.backend)), _predicted(asked),
+            self._journal.store(encode(template.backend)), _predicted(asked, self.dispatcher.need),
         ))  # fmt: skip
 
     def _keep(self, asked: Program) -> None:
@@ -858,7 +861,7 @@ class PlannedRun(Run):
                shown: str | None = None) -> None:  # fmt: skip
         """Put a program into the plan. Raises what a run would raise, before it evaluates anything."""
         try:
-            found = cost(asked)
+            found = cost(asked, self.dispatcher.need(asked))
             self._where(found, not submitted, str(location))
         except PlacementError as error:
             self.plan.refused(_shown(location), error, found.bytes, self._places().largest)
@@ -1144,7 +1147,7 @@ class _Shipped:
         assert call.closed is not None
         request = self._describe(call.start)
         first = self._program(request, 0)
-        if not follows(first, call.start) or need(first).seconds > _LONGEST_SHIPPED:
+        if not follows(first, call.start) or run.dispatcher.need(first).seconds > _LONGEST_SHIPPED:
             return None
         run._record_circuit(first)
         method = None if call.method == "default" else call.method
@@ -1254,7 +1257,7 @@ def _plan_document(plan: NumericPlan) -> Any:
     return encode(plan).document
 
 
-def _predicted(asked: Program) -> dict[str, Any] | None:
+def _predicted(asked: Program, need: Callable[[Program], Need]) -> dict[str, Any] | None:
     """What one row of a program is taken to need; None where that is refused, which those who place it say."""
     try:
         required = need(asked)
@@ -1327,20 +1330,8 @@ def _environment() -> records.Opened:
         except ModuleNotFoundError:
             versions[name] = "not installed"
     return records.Opened(
-        platform.node(), os.getpid(), time.time(), platform.python_version(), _processor(), versions, sys.argv[:]
+        platform.node(), os.getpid(), time.time(), platform.python_version(), processor(), versions, sys.argv[:]
     )
-
-
-def _processor() -> str:
-    """The processor's model: optimizers and linear algebra differ in the last bits between types."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux: the architecture says what can be said
-    return platform.processor() or platform.machine()
 
 
 def _differs(now: records.Opened, then: records.Opened) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridq.location import Location
 
-__all__ = ["Describing", "Scope", "StepScope", "current"]
+__all__ = ["Describing", "Scope", "StepScope", "current", "priority"]
 
 
 @dataclass(eq=False)
@@ -54,3 +54,5 @@ class Describing:
 
 current: ContextVar[Scope | StepScope | Describing | None] = ContextVar("hybridq_scope", default=None)
 """The innermost of these around the running code; None outside of any run."""
+priority: ContextVar[int] = ContextVar("hybridq_priority", default=0)
+"""Of what the running code calls; threads of a run start with that of the code that starts them."""

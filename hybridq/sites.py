@@ -74,9 +74,13 @@ class Site:
 
     name: str = "local"
     cluster: Any = None
-    """A scheduler's address, a ``distributed.Client``, or None for a cluster of our own on this machine."""
+    """A scheduler's address, a ``distributed.Client``, a cluster object of Dask's (``LocalCluster``, dask-jobqueue's
+    ``SLURMCluster``), or None for a cluster of our own on this machine."""
     workers: int | None = None
     """Worker processes of our own cluster; None: one for each core."""
+    most_workers: int | None = None
+    """If given, the cluster is asked for up to so many workers while calls wait, and shrinks to ``workers`` (default 1)
+    afterwards: one of our own, or a cluster object of Dask's such as dask-jobqueue's ``SLURMCluster``."""
     worker_memory: str | int | None = None
     """Of each worker of our own cluster: bytes, or text such as "4 GiB"; None: an equal part of the machine's."""
     worker_threads: int = 1
@@ -90,6 +94,15 @@ class Site:
     def __post_init__(self) -> None:
         if self.workers is not None:
             _whole("workers", self.workers)
+        if self.most_workers is not None:
+            _whole("most_workers", self.most_workers)
+            if self.most_workers < self.local_workers:
+                raise WorkflowError(f"most_workers is {self.most_workers}, fewer than workers, {self.workers}.")
+            if isinstance(self.cluster, str):
+                raise WorkflowError(
+                    f"most_workers is {self.most_workers}, and the cluster an address, {self.cluster}: only a cluster "
+                    "object can be asked for workers; give that, or None for a cluster of our own."
+                )
         _whole("worker_threads", self.worker_threads)
         if self.worker_memory is not None:
             object.__setattr__(self, "worker_memory", _memory("worker_memory", self.worker_memory))
@@ -120,11 +133,12 @@ class Site:
     @property
     def local_workers(self) -> int:
         """Worker processes of a cluster of our own."""
-        return self.workers or os.cpu_count() or 1
+        return self.workers or (1 if self.most_workers is not None else os.cpu_count() or 1)
 
     def local_memory(self, total: int) -> int:
         """Bytes of each worker of a cluster of our own, on a machine of ``total`` bytes."""
-        return int(self.worker_memory) if self.worker_memory is not None else total // self.local_workers
+        most = self.most_workers or self.local_workers
+        return int(self.worker_memory) if self.worker_memory is not None else total // most
 
     def resolve(self, backend: Any) -> tuple[AnyBackend, str]:
         """What evaluates a request that asks for ``backend``, and the device that it named, or "".
@@ -153,7 +167,9 @@ POLICY_NAMES = ("earliest-finish", "fair-share", "first-come", "least-busy", "ro
 def _site(document: Mapping[str, Any]) -> Site:
     top = _known(document, "at the top", ("name", "policy", "backend", "cluster", "devices"))
     cluster = _known(
-        _table(document.get("cluster", {}), "cluster"), "in [cluster]", ("address", "workers", "memory", "threads")
+        _table(document.get("cluster", {}), "cluster"),
+        "in [cluster]",
+        ("address", "workers", "most_workers", "memory", "threads"),
     )
     if "address" in cluster and len(cluster) > 1:
         others = ", ".join(key for key in cluster if key != "address")
@@ -164,7 +180,8 @@ def _site(document: Mapping[str, Any]) -> Site:
     if not isinstance(listed, list):
         raise WorkflowError("devices is not a list of tables; write each device below a line [[devices]].")
     found = Site(
-        cluster=cluster.get("address"), workers=cluster.get("workers"), worker_memory=cluster.get("memory"),
+        cluster=cluster.get("address"), workers=cluster.get("workers"), most_workers=cluster.get("most_workers"),
+        worker_memory=cluster.get("memory"),
         worker_threads=cluster.get("threads", 1), devices=tuple(_device(_table(d, "devices")) for d in listed),
         **{key: top[key] for key in ("name", "policy") if key in top},
     )  # fmt: skip

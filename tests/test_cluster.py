@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 from processes import Marked, wait_until
 
 import hybridq as hq
@@ -96,6 +96,70 @@ def test_a_cluster_started_elsewhere(store: Path) -> None:
         with Client(address) as client:
             assert len(client.scheduler_info()["workers"]) == 2
     assert hq.run(loops, 4, name="near", store=store, workers=1) == values
+
+
+@hq.classical
+def nap(index: int, folder: str) -> int:
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(0.25)
+    return index
+
+
+@hq.workflow
+def naps(count: int, folder: str) -> list[int]:
+    found: list[int] = hq.map(nap, range(count), [folder] * count)
+    return found
+
+
+def test_workers_that_join_and_leave_in_the_middle_are_used_and_survived(store: Path, tmp_path: Path) -> None:
+    def came(count: int) -> list[int]:
+        assert wait_until(lambda: len(list(tmp_path.glob("[0-9]*"))) >= count, 60)
+        return [int(path.name) for path in tmp_path.glob("[0-9]*")]
+
+    def change(address: str) -> None:
+        (first,) = came(1)
+        worker = [sys.executable, "-P", "-m", "distributed.cli.dask_worker", address, "--host", "127.0.0.1"]
+        second = subprocess.Popen([*worker, "--no-dashboard", "--nthreads", "1"], stderr=subprocess.DEVNULL)
+        started.append(second)
+        came(2)
+        psutil.Process(first).parent().terminate()  # its nanny, which ends it
+
+    started: list[subprocess.Popen[bytes]] = []
+    with scheduler_and_workers({}) as address:
+        changing = threading.Thread(target=change, args=(address,))
+        changing.start()
+        try:
+            found = hq.run(naps, 80, str(tmp_path), name="a", store=store, cluster=address)
+            changing.join(60)
+            assert not changing.is_alive()
+        finally:
+            for process in started:
+                process.terminate()
+                process.wait(30)
+    assert found == list(range(80))
+    steps = [r for _, r in read_records(store / "a") if isinstance(r, records.Step)]
+    assert sorted(r.at for r in steps) == sorted(f"naps/nap[{i}]" for i in range(80))  # each once
+    assert len({r.where for r in steps}) == 2
+
+
+def test_a_cluster_that_may_grow_is_asked_for_workers(store: Path, tmp_path: Path) -> None:
+    """As for dask-jobqueue: a cluster object without workers, scaled by what waits in the driver."""
+    options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
+    with LocalCluster(n_workers=0, **options) as cluster:
+        site = hq.Site(cluster=cluster, workers=1, most_workers=2)
+        assert hq.run(naps, 60, str(tmp_path), name="a", store=store, site=site) == list(range(60))
+        assert len(cluster.workers) == 2
+    assert len(list(tmp_path.glob("[0-9]*"))) == 2
+
+
+def test_an_address_cannot_be_asked_for_workers(client: Client, store: Path) -> None:
+    with pytest.raises(hq.WorkflowError, match="only a cluster object can be asked for workers"):
+        hq.Site(cluster="tcp://host:1", most_workers=2)
+    assert client.scheduler is not None
+    with Client(client.scheduler.address) as another:
+        site = hq.Site(cluster=another, most_workers=2)
+        with pytest.raises(hq.NoDevice, match="its client was connected to an address"):
+            hq.run(loops, 1, name="a", store=store, site=site)
 
 
 def test_a_client_is_used_as_it_is(client: Client, store: Path) -> None:

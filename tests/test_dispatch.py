@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from hybridq import journal as records
 from hybridq.cluster import Cluster
 from hybridq.dispatch import driver_engine
 from hybridq.journal import read_records, unpack_array
+from hybridq.program import Outcome
+from hybridq.scope import Scope, current
 
 CIRCUIT = efficient_su2(3, reps=1, entanglement="linear")
 HAMILTONIAN = SparsePauliOp(["ZZI", "IZZ", "XII", "IXI", "IIX"], [1.0, 1.0, 0.5, 0.5, 0.5])
@@ -136,6 +139,15 @@ class TestSteps:
         assert {at for at, attempt in attempts.items() if attempt} == {
             f"many/fails_once[{i}]" for i in range(3, 120, 10)
         }
+
+
+@hq.classical
+def noted(name: str, folder: str, seconds: float) -> None:
+    Path(folder, f"{time.time_ns()}-{name}").touch()
+    time.sleep(seconds)
+
+
+OUTCOME = Outcome(np.zeros((1, 1)), np.zeros((1, 1)), None, 0.0, 0)
 
 
 @hq.classical
@@ -282,3 +294,44 @@ def test_a_run_that_is_left_leaves_no_thread(store: Path, client: Client) -> Non
     while any(t.name in ("hybridq-watch", "hybridq-collector") for t in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_what_has_priority_leaves_first(store: Path, tmp_path: Path) -> None:
+    @hq.workflow
+    def study() -> None:
+        first = [noted.submit("low", str(tmp_path), 0.2) for _ in range(12)]
+        with hq.priority(5):
+            urgent = [noted.submit("high", str(tmp_path), 0.2) for _ in range(4)]
+        for future in (*first, *urgent):
+            future.result()
+
+    hq.run(study, name="a", store=store, workers=1)
+    order = [path.name.split("-")[1] for path in sorted(tmp_path.glob("*-*"))]
+    assert len(order) == 16
+    # at most those that were on their way already are before the urgent ones
+    assert order[:6].count("high") == 4
+
+
+@pytest.mark.parametrize("value", ["high", 1.5, True])
+def test_a_priority_is_an_integer(value: Any) -> None:
+    with pytest.raises(hq.WorkflowError, match="it must be an integer"), hq.priority(value):
+        pass
+
+
+def test_times_that_were_observed_correct_what_is_predicted(store: Path) -> None:
+    @hq.workflow
+    def study() -> tuple[float, float]:
+        scope = current.get()
+        assert isinstance(scope, Scope)
+        need, asked = scope.run.dispatcher.need, []
+        learn = scope.run.dispatcher._learn
+        scope.run.dispatcher._learn = lambda program, outcome: (asked.append(program), learn(program, outcome))
+        energy(START)
+        program = asked[0]
+        before = need(program).seconds
+        for _ in range(20):
+            learn(program, replace(OUTCOME, seconds=100 * before))
+        return before, need(program).seconds
+
+    before, after = hq.run(study, name="a", store=store)
+    assert after == pytest.approx(100 * before, rel=0.5)

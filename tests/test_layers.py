@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("steps", "progress"),
     ("scope",),
     ("planning",),
+    ("calibration",),
     # engines: none imports another; what they share is below them
     ("engines.__main__",),
     ("engines.server", "engines.process"),

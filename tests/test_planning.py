@@ -201,7 +201,7 @@ COSTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 @pytest.mark.parametrize(("request_", "gradient", "expected"), COSTS.values(), ids=COSTS.keys())
 def test_costs_by_hand(request_: Any, gradient: str, expected: dict[str, Any]) -> None:
     asked = program(request_, seed=0, location=Location("f"), gradient=gradient)
-    found = cost(asked)
+    found = cost(asked, need(asked))
     assert {key: getattr(found, key) for key in expected} == expected
     assert (found.bytes, found.seconds, found.reason) == (need(asked).bytes, need(asked).seconds, asked.plan.reason)
 
@@ -209,7 +209,7 @@ def test_costs_by_hand(request_: Any, gradient: str, expected: dict[str, Any]) -
 def test_too_few_shots_are_refused_before_they_are_spent() -> None:
     asked = program(hq.expval(CIRCUIT, TERMS, [0.1, 0.2], shots=1), seed=0, location=Location("f"))
     with pytest.raises(hq.WorkflowError, match="need 2 different measurements"):
-        cost(asked)
+        cost(asked, need(asked))
 
 
 def test_parameters_that_are_not_known_are_zeros_of_their_shape() -> None:

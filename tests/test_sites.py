@@ -199,6 +199,13 @@ def test_no_key_is_passed_over(table: dict[str, Any]) -> None:
     assert set(table) <= known
 
 
+def test_workers_within_bounds() -> None:
+    assert hq.Site(most_workers=4).local_workers == 1
+    assert hq.Site(workers=2, most_workers=4).local_memory(100) == 25
+    with pytest.raises(hq.WorkflowError, match="most_workers is 2, fewer than workers, 3"):
+        hq.Site(workers=3, most_workers=2)
+
+
 # -- what a name stands for --------------------------------------------------------------------------------------------
 
 
