@@ -6,10 +6,13 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import Client, LocalCluster
+from processes import wait_until
 
 HYBRIDQ = Path(sys.executable).with_name("hybridq")
 SCRIPT = """
@@ -180,6 +183,58 @@ def test_a_backend_by_name(script: Path, tmp_path: Path) -> None:
     assert "stabilizer" in stopped.stderr
 
 
+SITE = """
+name = "lab"
+[cluster]
+workers = 1
+[[devices]]
+name = "noisy"
+method = "density_matrix"
+noise = { one_qubit = 1e-2 }
+qubits = 7
+cost_per_shot = 0.25
+"""
+
+
+def test_a_site_by_its_file(script: Path, tmp_path: Path) -> None:
+    (tmp_path / "site.toml").write_text(SITE)
+    options = ("--site", "site.toml", "--backend", "noisy", "--name", "one")
+    shown = document(hybridq(tmp_path, "devices", "--site", "site.toml", "--json"))
+    assert [d["name"] for d in shown["devices"]] == ["driver", "worker 0", "noisy"]
+    noisy = shown["devices"][-1]
+    assert (noisy["qubits"], noisy["slots"], noisy["cost_per_shot"]) == (7, 1, 0.25)
+    assert not shown["measured"]
+    assert re.search(
+        r"^noisy +1 +1 .* 7 +0.25 ", hybridq(tmp_path, "devices", "--site", "site.toml").stdout, re.MULTILINE
+    )
+    planned = document(hybridq(tmp_path, "plan", script, *options, "--json", "--", "value"))
+    assert [call["device"] for call in planned["calls"]] == ["noisy"]
+    found = document(hybridq(tmp_path, "run", script, *options, "--json", "--", "value"))
+    assert found["value"]["value"]["value"] == pytest.approx(1 - 1e-2)
+    lines = [json.loads(line) for line in (tmp_path / "runs/one/journal.jsonl").read_text().splitlines()]
+    assert [e["where"] for e in lines if e["k"] == "eval"] == ["noisy"]
+    refused = hybridq(tmp_path, "run", script, *options[:2], "--backend", "nosy", "--", "value", code=1)
+    assert "'nosy' is neither a device of the site 'lab'" in refused.stderr
+
+
+def test_devices_of_a_cluster_say_what_they_do(tmp_path: Path) -> None:
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        keys = [("classical-nap", f"lab@1234/study/nap[{i}]", 0) for i in range(5)]
+        naps = [client.submit(time.sleep, 60, key=key, pure=False) for key in keys]
+        assert wait_until(lambda: sum(map(len, client.processing().values())) >= 2, 10)
+        found = document(hybridq(tmp_path, "devices", "--cluster", cluster.scheduler_address, "--json"))
+        client.cancel(naps)
+    workers = [d for d in found["devices"] if d["name"].startswith("tcp://")]
+    assert len(workers) == 2
+    assert all("lab/study/nap[" in d["doing"] for d in workers)
+    assert all(d["used"] > 2**24 for d in workers)
+
+
 def test_plan_then_run_then_show(script: Path, tmp_path: Path) -> None:
     """A plan prices and runs the steps; the run answers them; show puts what was predicted beside what was measured."""
     options, arguments = ("--name", "one", "--workers", 1), ("--", "loop value sample step random")
@@ -329,6 +384,9 @@ USAGE = {
     "unknown option": (["run", "--fast", "script.py"], 2, "No such option"),
     "unknown command": (["walk"], 2, "No such command 'walk'"),
     "unknown backend": (["run", "script.py", "--backend", "fast", "--", "value"], 1, "'fast' is not a method of Aer"),
+    "site of another kind": (["devices", "--site", "script.py"], 1, "the site file script.py: Expected"),
+    "site that is missing": (["run", "script.py", "--site", "no.toml", "--", "value"], 1, "no.toml cannot be read"),
+    "no scheduler": (["devices", "--cluster", "tcp://127.0.0.1:1"], 1, "no Dask scheduler answers"),
     "bad name": (["run", "script.py", "--name", "../x", "--", "value"], 1, "'../x' cannot name a run"),
     "empty name": (["run", "script.py", "--name", "", "--", "value"], 1, "'' cannot name a run"),
     "no such run": (["show", "nothing"], 1, "there is no run in"),
@@ -348,6 +406,6 @@ def test_an_empty_store_help_and_version(tmp_path: Path) -> None:
     assert hybridq(tmp_path, "runs").stdout == "no runs in runs\n"
     assert document(hybridq(tmp_path, "runs", "--json")) == []
     assert re.search(r"\d+\.\d+\.\d+", hybridq(tmp_path, "--version").stdout)
-    for command in ("run", "plan", "runs", "show"):
+    for command in ("run", "plan", "runs", "show", "devices"):
         assert command in hybridq(tmp_path, "--help").stdout
         assert "Usage: hybridq" in hybridq(tmp_path, command, "--help").stdout
