@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 
 from hybridq import sites
@@ -108,6 +109,11 @@ class _Ask:
     deaths: tuple[str, ...] = ()
     """What became of the workers that were lost while they had it."""
 
+    @property
+    def label(self) -> str:
+        """Its name in the queue and on the cluster."""
+        return str(self.location)
+
 
 @dataclass(eq=False, kw_only=True)
 class ProgramAsk(_Ask):
@@ -115,6 +121,13 @@ class ProgramAsk(_Ask):
 
     program: Program
     finish: Callable[[Evaluated], Any]
+    rows: str = ""
+    """Which rows of a program that is spread over workers, as "[0:250]"."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the queue and on the cluster."""
+        return f"{self.location}{self.rows}"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -269,9 +282,64 @@ class Dispatcher:
         """Queue one program for the cluster; its future is resolved when it was recorded, or cannot be had."""
         try:
             encode_template(ask.program.template)
-            self._enqueue(ask, self.need(ask.program), ask.program.template.digest)
+            required = self.need(ask.program)
+            parts = self._parts(ask.program, required)
+            if len(parts) > 1:
+                self._spread(ask, parts)
+            else:
+                self._enqueue(ask, required, ask.program.template.digest)
         except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
             _resolve(ask.future, lambda error=error: _raise(error))  # type: ignore[misc]
+
+    def _parts(self, asked: Program, required: Need) -> list[slice]:
+        """The rows of a program for each of the slots that are free, where that is worth a trip to each.
+
+        A row's bits do not depend on the others, so neither does the result.
+        """
+        whole = [slice(0, asked.rows)]
+        if asked.rows < 2 or asked.plan.sampling == "backend" or required.seconds < 2 * _WORTH_THE_TRIP:
+            return whole
+        self._workers_known()
+        with self._lock:
+            ledger = self._ledger
+            assert ledger is not None
+            if self._hosted(asked) or ledger.waiting:
+                return whole
+            there = [d for d in ledger.devices if d.name not in self._beside]
+            free = (
+                sum(max(0, d.slots - len(ledger.running(d.name))) for d in there)
+                if there
+                else sum(d.slots for d in self._expected)
+            )
+        count = max(1, min(free, asked.rows, int(required.seconds / _WORTH_THE_TRIP)))
+        bounds = [asked.rows * i // count for i in range(count + 1)]
+        return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+    def _spread(self, ask: ProgramAsk, parts: Sequence[slice]) -> None:
+        """Queue a program's rows as several programs; ``ask`` is answered when the last of them is."""
+        asked, left, lock = ask.program, [len(parts)], threading.Lock()
+        several = [
+            ProgramAsk(
+                name=ask.name, location=ask.location, timeout=ask.timeout, priority=ask.priority, attempt=ask.attempt,
+                program=_rows_of(asked, part), finish=lambda found: found, rows=f"[{part.start}:{part.stop}]",
+            )
+            for part in parts
+        ]  # fmt: skip
+
+        def ended(_: Future[Any]) -> None:
+            with lock:
+                left[0] -= 1
+                if left[0]:
+                    return
+            _resolve(ask.future, lambda: ask.finish(_joined([one.future.result() for one in several])))
+
+        for one in several:
+            one.future.add_done_callback(ended)
+        for one in several:
+            try:
+                self._enqueue(one, self.need(one.program), asked.template.digest)
+            except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
+                _resolve(one.future, functools.partial(_raise, error))
 
     def advance(self, ask: LoopAsk, *, alone: bool) -> None:
         """Run a slice of a loop: at hand, in this thread, if nothing else could run beside it; else on the cluster."""
@@ -303,7 +371,7 @@ class Dispatcher:
             self._refuse_if_closed()
             assert self._ledger is not None
             times = next(self._numbers)
-            number = str(ask.location) if str(ask.location) not in self._asks else f"{ask.location} ({times})"
+            number = ask.label if ask.label not in self._asks else f"{ask.label} ({times})"
             asked = (
                 ask.loop.program if isinstance(ask, LoopAsk) else ask.program if isinstance(ask, ProgramAsk) else None
             )
@@ -642,7 +710,7 @@ class Dispatcher:
             return
         first = asks[0]
         others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
-        key = (f"quantum-{first.name}", f"{self._run}/{first.location}{others}", first.attempt)
+        key = (f"quantum-{first.name}", f"{self._run}/{first.label}{others}", first.attempt)
         needs = {SLOTS: 1, BYTES: batch.bytes}
         timeout = _together([a.timeout for a in asks])
         started = time.time()
@@ -820,6 +888,26 @@ def _together(timeouts: Sequence[float | None]) -> float | None:
     """The time limit of programs that run one after the other, in seconds; None if one has none."""
     given = [timeout for timeout in timeouts if timeout is not None]
     return sum(given) if len(given) == len(timeouts) else None
+
+
+def _rows_of(asked: Program, part: slice) -> Program:
+    """Some rows of a program, as a program."""
+    theta = asked.theta[part]
+    return replace(asked, theta=theta, seeds=asked.seeds[part], batch_shape=(len(theta),))
+
+
+def _joined(parts: Sequence[Evaluated]) -> Evaluated:
+    """The outcome of all rows, from those of parts of them, in order."""
+    outcomes = [part.outcome for part in parts]
+    bits = [outcome.bits for outcome in outcomes if outcome.bits is not None]
+    gradients = [outcome.gradients for outcome in outcomes if outcome.gradients is not None]
+    outcome = Outcome(
+        np.concatenate([o.values for o in outcomes]), np.concatenate([o.stderrs for o in outcomes]),
+        np.concatenate(bits) if bits else None, sum(o.seconds for o in outcomes), max(o.peak_bytes for o in outcomes),
+        np.concatenate(gradients) if gradients else None,
+    )  # fmt: skip
+    where = ", ".join(dict.fromkeys(part.where for part in parts))
+    return Evaluated(outcome, min(part.started for part in parts), where, max(part.attempt for part in parts))
 
 
 def _outcomes(packed: bytes, count: int, where: str) -> list[Outcome | BaseException]:

@@ -335,3 +335,52 @@ def test_times_that_were_observed_correct_what_is_predicted(store: Path) -> None
 
     before, after = hq.run(study, name="a", store=store)
     assert after == pytest.approx(100 * before, rel=0.5)
+
+
+LARGER = efficient_su2(10, reps=2, entanglement="linear")
+CHAIN = SparsePauliOp.from_sparse_list([("ZZ", [i, i + 1], 1.0) for i in range(9)], 10)
+
+
+@hq.quantum
+def of_many(theta: Any, shots: int | None) -> Any:
+    return hq.expval(LARGER, CHAIN, theta, shots=shots)
+
+
+@hq.quantum
+def bits_of_many(theta: Any) -> Any:
+    return hq.sample(LARGER, theta, shots=2000)
+
+
+@hq.workflow
+def wide_calls(rows: int) -> list[Any]:
+    theta = np.random.default_rng(1).uniform(-1, 1, (rows, LARGER.num_parameters))
+    sampled = of_many(theta, 500)
+    return [np.asarray(of_many(theta, None).value), np.asarray(sampled.value), np.asarray(sampled.stderr),
+            bits_of_many(theta).array, hq.gradient(of_many, theta[:16], None)]  # fmt: skip
+
+
+def test_rows_of_a_long_call_are_spread_over_workers_with_the_same_bits(
+    client: Client, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tasks(monkeypatch) as sent:
+        spread = hq.run(wide_calls, 1500, name="spread", store=store, cluster=client)
+        assert sent["run_batch"] >= 6
+    monkeypatch.setattr("hybridq.dispatch.Dispatcher._parts", lambda self, asked, required: [slice(0, asked.rows)])
+    with tasks(monkeypatch) as sent:
+        whole = hq.run(wide_calls, 1500, name="whole", store=store, cluster=client)
+        assert sent["run_batch"] <= 4
+    assert [a.tobytes() for a in spread] == [a.tobytes() for a in whole]
+    wheres = [r.where for r in of(store, "spread", records.Evaluation)]
+    assert sum(", " in where for where in wheres) >= 3
+    assert not any(", " in r.where for r in of(store, "whole", records.Evaluation))
+
+
+def test_what_fails_in_one_part_fails_the_call(client: Client, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = hq.EngineFailed("broken")
+
+    def failing(packed: bytes, count: int, where: str) -> list[Any]:
+        return [broken] * count
+
+    monkeypatch.setattr("hybridq.dispatch._outcomes", failing)
+    with pytest.raises(hq.EngineFailed, match="broken"):
+        hq.run(wide_calls, 1500, name="a", store=store, cluster=client)
