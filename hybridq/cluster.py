@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -260,9 +262,17 @@ class Cluster:
         self._arrived.put(None)
         if not self._own_client:
             return
-        self.client.close(timeout=3)
+        with contextlib.suppress(TimeoutError):
+            self.client.close(timeout=3)
         if self._own is not None:
-            self._own.close(timeout=5)
+            pids = [nanny.pid for nanny in self._own.workers.values()]
+            try:
+                self._own.close(timeout=5)
+            except TimeoutError:  # one that is just being started does not answer: it goes without being asked
+                for pid in pids:
+                    if pid is not None:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
 
     async def _follow(self, key: Key, future: Any) -> None:
         """On the client's event loop, which must not wait for a journal: bring a task's result to the collector."""

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from qiskit import QuantumCircuit
-from qiskit.circuit import ParameterVector
+from qiskit.circuit import Parameter, ParameterVector
 from qiskit.circuit.library import (
     CPhaseGate,
     CRXGate,
@@ -121,3 +121,20 @@ DECOMPOSED = {
     "crz, open": CRZGate(T[0], ctrl_state=0),
     "cu, open": CUGate(*T, ctrl_state=0),
 }
+
+
+def teleportation() -> QuantumCircuit:
+    """The state RY(a)|0> from qubit 0 to qubit 2, by measurements on the way; read into the third bit."""
+    circuit = QuantumCircuit(3, 3)
+    circuit.ry(Parameter("a"), 0)
+    circuit.h(1)
+    circuit.cx(1, 2)
+    circuit.cx(0, 1)
+    circuit.h(0)
+    circuit.measure([0, 1], [0, 1])
+    with circuit.if_test((circuit.clbits[1], 1)):
+        circuit.x(2)
+    with circuit.if_test((circuit.clbits[0], 1)):
+        circuit.z(2)
+    circuit.measure(2, 2)
+    return circuit

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 from processes import Marked, wait_until
+from runs import recorded
 
 import hybridq as hq
 from hybridq import journal as records
@@ -89,7 +90,7 @@ def scheduler_and_workers(*workers: dict[str, str], isolated: bool = False) -> I
 def test_a_cluster_started_elsewhere(store: Path) -> None:
     with scheduler_and_workers({}, {}) as address:
         values = hq.run(loops, 4, name="far", store=store, cluster=address)
-        steps = [r for _, r in read_records(store / "far") if isinstance(r, records.Step)]
+        steps = recorded(store / "far", records.Step)
         pids = {r.output["pid"] for r in steps}
         assert os.getpid() not in pids
         assert all(psutil.pid_exists(pid) for pid in pids), "the workers of a cluster that is not ours were ended"
@@ -137,7 +138,7 @@ def test_workers_that_join_and_leave_in_the_middle_are_used_and_survived(store: 
                 process.terminate()
                 process.wait(30)
     assert found == list(range(80))
-    steps = [r for _, r in read_records(store / "a") if isinstance(r, records.Step)]
+    steps = recorded(store / "a", records.Step)
     assert sorted(r.at for r in steps) == sorted(f"naps/nap[{i}]" for i in range(80))  # each once
     assert len({r.where for r in steps}) == 2
 
@@ -219,7 +220,7 @@ def test_long_circuits_do_not_silence_heartbeats(client: Client, store: Path) ->
     finally:
         done.set()
         watcher.join()
-    evaluations = [r for _, r in read_records(store / "slow") if isinstance(r, records.Evaluation)]
+    evaluations = recorded(store / "slow", records.Evaluation)
     assert {r.where for r in evaluations} == {str(w["name"]) for w in client.scheduler_info()["workers"].values()}
     shortest = min(r.seconds for r in evaluations)
     assert shortest >= 3.0, "the circuits are too short to silence anything"

@@ -18,6 +18,7 @@ import pytest
 from distributed import Client
 from qiskit.circuit.library import efficient_su2
 from qiskit.quantum_info import SparsePauliOp
+from runs import recorded
 
 import hybridq as hq
 from hybridq import journal as records
@@ -111,14 +112,6 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     yield seen
 
 
-def rows(store: Path, name: str) -> list[records.Row]:
-    return [r for _, r in read_records(store / name) if isinstance(r, records.Row)]
-
-
-def of(store: Path, name: str, kind: type[Any]) -> list[Any]:
-    return [r for _, r in read_records(store / name) if isinstance(r, kind)]
-
-
 class TestSteps:
     def test_short_ones_travel_together_and_each_has_its_record(
         self, client: Client, store: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,16 +119,16 @@ class TestSteps:
         with tasks(monkeypatch) as sent:
             assert hq.run(many, "inc", 300, name="a", store=store, cluster=client) == [i + 1 for i in range(300)]
         assert sent["run_steps"] < 150
-        assert sorted(r.at for r in of(store, "a", records.Step)) == sorted(f"many/inc[{i}]" for i in range(300))
+        assert sorted(r.at for r in recorded(store / "a", records.Step)) == sorted(f"many/inc[{i}]" for i in range(300))
 
     def test_each_fails_by_itself(self, client: Client, store: Path) -> None:
         found = hq.run(many, "odd_ones_fail", 120, name="a", store=store, cluster=client)
         assert found == [f"{i} is odd" if i % 2 else i for i in range(120)]
-        assert len(of(store, "a", records.Failure)) == 60
+        assert len(recorded(store / "a", records.Failure)) == 60
 
     def test_each_is_tried_again_by_itself(self, client: Client, store: Path, tmp_path: Path) -> None:
         assert hq.run(many, "fails_once", 120, str(tmp_path), name="a", store=store, cluster=client) == list(range(120))
-        attempts = {r.at: r.attempt for r in of(store, "a", records.Step)}
+        attempts = {r.at: r.attempt for r in recorded(store / "a", records.Step)}
         assert {at for at, attempt in attempts.items() if attempt} == {
             f"many/fails_once[{i}]" for i in range(3, 120, 10)
         }
@@ -181,10 +174,12 @@ def test_steps_that_end_their_workers_are_told_and_all_others_finish(
     assert [i for i in range(count) if found[i] != i] == poison
     assert all(f"deadly[{i}] was tried 2 times" in found[i] for i in poison)
     assert all(found[i].count("the worker at tcp://") == 2 for i in poison)
-    assert sorted(r.at for r in of(store, "a", records.Step)) == sorted(
+    assert sorted(r.at for r in recorded(store / "a", records.Step)) == sorted(
         f"some_deadly/deadly[{i}]" for i in range(count) if i not in poison
     )
-    assert sorted(r.at for r in of(store, "a", records.Failure)) == sorted(f"some_deadly/deadly[{i}]" for i in poison)
+    assert sorted(r.at for r in recorded(store / "a", records.Failure)) == sorted(
+        f"some_deadly/deadly[{i}]" for i in poison
+    )
 
 
 SETTINGS = {
@@ -204,9 +199,9 @@ class TestLoops:
             assert sent["run_loop"] >= 3
             assert not sent["run_batch"]
             near = hq.run(one, *settings, name="near", seed=3, store=store, cluster=client)
-        points = {r.i: r for r in rows(store, "near")}
+        points = {r.i: r for r in recorded(store / "near", records.Row)}
         assert {r.where for r in points.values()} == {"driver"}
-        far = rows(store, "far")
+        far = recorded(store / "far", records.Row)
         names = {str(w) for w in client.run(lambda dask_worker: dask_worker.name).values()}
         assert {r.where for r in far} & names
         assert {r.where for r in far} <= names | {"driver"}  # the last loop left is alone, and may end at hand
@@ -221,8 +216,8 @@ class TestLoops:
         monkeypatch.setattr("hybridq.runner._LONGEST_SHIPPED", 0.0)
         single = hq.run(one, *settings, name="single", store=store)
         assert whole["x"].tobytes() == single["x"].tobytes()
-        assert [(r.x, r.value, r.g) for r in rows(store, "whole")] == [
-            (r.x, r.value, r.g) for r in rows(store, "single")
+        assert [(r.x, r.value, r.g) for r in recorded(store / "whole", records.Row)] == [
+            (r.x, r.value, r.g) for r in recorded(store / "single", records.Row)
         ]
 
     def test_an_engine_that_dies_between_slices_costs_nothing_but_time(
@@ -244,7 +239,7 @@ class TestLoops:
         found = hq.run(one, *SETTINGS["differences"], name="b", store=store)
         assert killed.is_set()
         assert found["x"].tobytes() == expected["x"].tobytes()
-        assert [r.i for r in rows(store, "b")] == list(range(found["nfev"]))
+        assert [r.i for r in recorded(store / "b", records.Row)] == list(range(found["nfev"]))
 
     def test_a_body_that_changes_what_it_hands_on_is_found_out(self, store: Path) -> None:
         @hq.workflow
@@ -370,9 +365,9 @@ def test_rows_of_a_long_call_are_spread_over_workers_with_the_same_bits(
         whole = hq.run(wide_calls, 1500, name="whole", store=store, cluster=client)
         assert sent["run_batch"] <= 4
     assert [a.tobytes() for a in spread] == [a.tobytes() for a in whole]
-    wheres = [r.where for r in of(store, "spread", records.Evaluation)]
+    wheres = [r.where for r in recorded(store / "spread", records.Evaluation)]
     assert sum(", " in where for where in wheres) >= 3
-    assert not any(", " in r.where for r in of(store, "whole", records.Evaluation))
+    assert not any(", " in r.where for r in recorded(store / "whole", records.Evaluation))
 
 
 def test_what_fails_in_one_part_fails_the_call(client: Client, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

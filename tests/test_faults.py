@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from processes import Marked, wait_until
+from runs import recorded
 
 from hybridq import journal as records
 from hybridq.journal import read_records
@@ -122,7 +123,7 @@ def test_ctrl_c_in_the_middle_of_a_circuit(where: str, tmp_path: Path) -> None:
     assert "Resume with: " in errors
     assert "circuits.py" in errors.partition("Resume with: ")[2]
     assert wait_until(lambda: not run.alive(), 5)
-    ends = [r for _, r in read_records(tmp_path / "circuits") if isinstance(r, records.End)]
+    ends = recorded(tmp_path / "circuits", records.End)
     assert [end.status for end in ends] == ["interrupted"]
 
 
@@ -150,7 +151,7 @@ def test_a_process_killed_under_a_circuit(victim: str, tmp_path: Path) -> None:
     assert run.process.returncode == 0, errors
     values = json.loads(answer.splitlines()[-1])
     assert values[0] == values[1]
-    evaluations = [r for _, r in read_records(tmp_path / "circuits") if isinstance(r, records.Evaluation)]
+    evaluations = recorded(tmp_path / "circuits", records.Evaluation)
     assert len(evaluations) == 2
     if victim == "engine":
         assert sorted(r.attempt for r in evaluations) == [0, 1], "nothing was tried again, so nothing was killed in use"

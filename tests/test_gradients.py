@@ -13,6 +13,7 @@ from distributed import Client
 from qiskit import QuantumCircuit
 from qiskit.circuit import ParameterVector
 from qiskit.quantum_info import SparsePauliOp, Statevector
+from runs import recorded
 from scipy import optimize
 
 import hybridq as hq
@@ -92,7 +93,7 @@ def test_loops_with_gradients_follow_scipy_with_the_dense_twin(
     expected = optimize.minimize(dense, START, method=method, jac=dense_gradient, options=limit(method))
     assert found.fun == pytest.approx(expected.fun, abs=1e-4)
     assert found.fun < dense(START) - 0.1
-    rows = [r for _, r in read_records(store / "loop") if isinstance(r, records.Row)]
+    rows = recorded(store / "loop", records.Row)
     assert len(rows) == found.nfev
     assert all(r.g is not None for r in rows)
     outside = hq.minimize(energy, START, method=method, jac=way, options=limit(method))
@@ -149,7 +150,7 @@ def test_random_estimates_are_the_runs_own(shots: int | None, client: Client, st
 @pytest.mark.parametrize("shots", [None, 200])
 def test_a_loop_with_random_estimates_resumes_to_the_same_bits(shots: int | None, client: Client, store: Path) -> None:
     found = hq.run(loop, "CG", "spsa", shots, name="whole", store=store, cluster=client)
-    rows = [r for _, r in read_records(store / "whole") if isinstance(r, records.Row)]
+    rows = recorded(store / "whole", records.Row)
     assert len(rows) == found.nfev
     assert all(r.g is not None for r in rows)
     lines = (store / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
@@ -179,8 +180,8 @@ def test_auto_falls_back_to_parameter_shift_and_records_why(client: Client, stor
         ("noisy", NOISY, "there is noise"), ("tensors", "matrix_product_state", "the method is matrix_product_state"),
     ):  # fmt: skip
         hq.run(on, backend, "auto", name=name, store=store, cluster=client)
-        (circuit,) = [r for _, r in read_records(store / name) if isinstance(r, records.Circuit)]
-        (header,) = [r for _, r in read_records(store / name) if isinstance(r, records.Loop)]
+        (circuit,) = recorded(store / name, records.Circuit)
+        (header,) = recorded(store / name, records.Loop)
         assert header.gradient == "parameter-shift"
         assert circuit.plan["v"]["gradient"] == "parameter-shift"
         assert circuit.plan["v"]["reason"].endswith(f"; parameter-shift: {words}")

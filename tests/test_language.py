@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
-import json
 import os
 import threading
 import time
@@ -22,9 +20,9 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import ParameterVector
 from qiskit.primitives import BitArray
 from qiskit.quantum_info import Pauli, SparsePauliOp
+from runs import executed, journal, replayed, report
 
 import hybridq as hq
-from hybridq.language import Overrides, RunReport, overrides
 
 # -- an oracle of its own: dense matrices ----------------------------------------------------------------------------
 
@@ -154,30 +152,6 @@ def uses_quantum(how: str) -> Any:
 @hq.workflow
 def square(x: float) -> float:
     return x * x
-
-
-def report(workflow: Callable[..., Any], *args: Any, **options: Any) -> RunReport:
-    """Run as the command line does, and return what it reports."""
-    asked = Overrides()
-
-    def inner() -> None:
-        overrides.set(asked)
-        hq.run(workflow, *args, **options)
-
-    contextvars.copy_context().run(inner)
-    return asked.reports[0]
-
-
-def executed(found: RunReport) -> tuple[int, int]:
-    return found.evaluations_executed, found.steps_executed
-
-
-def replayed(found: RunReport) -> tuple[int, int]:
-    return found.evaluations_replayed, found.steps_replayed
-
-
-def journal(directory: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(directory) / "journal.jsonl").read_text().splitlines()]
 
 
 def locations(directory: str | Path) -> list[str]:

@@ -21,12 +21,13 @@ from distributed import Client
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter, ParameterVector
 from qiskit.circuit.library import efficient_su2
+from runs import report
 
 import hybridq as hq
 from hybridq import dispatch
 from hybridq.dispatch import Places
 from hybridq.engines.costs import need
-from hybridq.language import Overrides, RunReport, overrides
+from hybridq.language import Overrides, overrides
 from hybridq.ledger import Device
 from hybridq.location import Location
 from hybridq.planning import (
@@ -284,18 +285,6 @@ def test_where_a_call_goes() -> None:
 
 
 # -- plans of workflows ------------------------------------------------------------------------------------------------
-
-
-def report(workflow: Callable[..., Any], *args: Any, **options: Any) -> RunReport:
-    """Run as the command line does, and return what it reports."""
-    asked = Overrides()
-
-    def inner() -> None:
-        overrides.set(asked)
-        hq.run(workflow, *args, **{"workers": 1, **options})
-
-    contextvars.copy_context().run(inner)
-    return asked.reports[0]
 
 
 def planned(workflow: Callable[..., Any], *args: Any, **options: Any) -> tuple[dict[str, Any], BaseException | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import importlib.util
 import json
 import linecache
@@ -26,10 +25,11 @@ import scipy.optimize
 from distributed import Client
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter, ParameterVector
+from runs import executed, journal, replayed, report
 from scipy.optimize import OptimizeResult
 
 import hybridq as hq
-from hybridq.language import Overrides, RunReport, overrides
+from hybridq.language import RunReport
 from hybridq.steps import pack_call
 
 ANGLES = ParameterVector("angle", 2)
@@ -59,30 +59,6 @@ def part(theta: Any, label: str) -> Any:
 @hq.quantum
 def sampled(theta: Any) -> Any:
     return hq.expval(CIRCUIT, TERMS, theta, shots=300)
-
-
-def report(workflow: Callable[..., Any], *args: Any, **options: Any) -> RunReport:
-    """Run as the command line does, and return what it reports."""
-    asked = Overrides()
-
-    def inner() -> None:
-        overrides.set(asked)
-        hq.run(workflow, *args, **{"workers": 1, **options})
-
-    contextvars.copy_context().run(inner)
-    return asked.reports[0]
-
-
-def executed(found: RunReport) -> tuple[int, int]:
-    return found.evaluations_executed, found.steps_executed
-
-
-def replayed(found: RunReport) -> tuple[int, int]:
-    return found.evaluations_replayed, found.steps_replayed
-
-
-def journal(directory: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(directory) / "journal.jsonl").read_text().splitlines()]
 
 
 def count(directory: str | Path) -> Counter[str]:

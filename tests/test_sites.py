@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qiskit.circuit.library import efficient_su2
 from qiskit.quantum_info import SparsePauliOp
+from runs import recorded
 
 import hybridq as hq
 from hybridq import journal as records
@@ -104,10 +105,6 @@ def lab(tmp_path: Path, text: str = LAB) -> Path:
     path = tmp_path / "site.toml"
     path.write_text(textwrap.dedent(text))
     return path
-
-
-def evaluations(store: Path, name: str) -> list[records.Evaluation]:
-    return [r for _, r in read_records(store / name) if isinstance(r, records.Evaluation)]
 
 
 # -- what a file says --------------------------------------------------------------------------------------------------
@@ -228,15 +225,15 @@ def test_devices_evaluate_what_names_them(store: Path, tmp_path: Path) -> None:
     found = hq.run(values, [None, "noisy", "values"], name="a", store=store, site=site)
     expected = hq.run(values, [NOISY, NOISY, hq.Adjoint()], name="b", store=store)
     assert found == expected
-    assert [e.where for e in evaluations(store, "a")] == ["noisy", "noisy", "values"]
-    assert {e.where for e in evaluations(store, "b")} == {"driver"}
+    assert [e.where for e in recorded(store / "a", records.Evaluation)] == ["noisy", "noisy", "values"]
+    assert {e.where for e in recorded(store / "b", records.Evaluation)} == {"driver"}
 
 
 def test_what_has_the_backend_of_a_device_runs_there_unnamed(store: Path, tmp_path: Path) -> None:
     line = hq.Backend("devices:line", {"qubits": 4})
     found = hq.run(sampled, line, name="a", store=store, site=hq.Site.read(lab(tmp_path)))
     assert abs(found - hq.run(values, [None], store=store)[0]) < 0.2
-    assert [e.where for e in evaluations(store, "a")] == ["line"]
+    assert [e.where for e in recorded(store / "a", records.Evaluation)] == ["line"]
 
 
 def test_a_run_goes_on_when_its_device_has_another_name(store: Path, tmp_path: Path) -> None:
@@ -244,7 +241,7 @@ def test_a_run_goes_on_when_its_device_has_another_name(store: Path, tmp_path: P
     again = hq.Site(devices=(hq.Device(name="new", backend=NOISY, slots=2),), backend="new")
     whole = hq.run(values, [None], name="a", store=store, site=first)
     assert hq.run(values, [None], name="a", store=store, site=again) == whole
-    assert len(evaluations(store, "a")) == 1
+    assert len(recorded(store / "a", records.Evaluation)) == 1
     with pytest.raises(hq.Diverged, match="another backend"):
         hq.run(values, [None], name="a", store=store)
 

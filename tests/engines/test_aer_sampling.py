@@ -8,6 +8,7 @@ from collections import Counter
 import dense
 import numpy as np
 import pytest
+from gates import teleportation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qiskit import QuantumCircuit
@@ -172,22 +173,6 @@ class TestSamples:
         assert array.shape == (2,)
         assert array.get_counts(0) == {"0": 5}
         assert array.get_counts(1) == {"1": 5}
-
-
-def teleportation():
-    circuit = QuantumCircuit(3, 3)
-    circuit.ry(Parameter("a"), 0)
-    circuit.h(1)
-    circuit.cx(1, 2)
-    circuit.cx(0, 1)
-    circuit.h(0)
-    circuit.measure([0, 1], [0, 1])
-    with circuit.if_test((circuit.clbits[1], 1)):
-        circuit.x(2)
-    with circuit.if_test((circuit.clbits[0], 1)):
-        circuit.z(2)
-    circuit.measure(2, 2)
-    return circuit
 
 
 class TestTheSimulatorsOwnShots:

@@ -10,6 +10,7 @@ import dense
 import devices
 import numpy as np
 import pytest
+from gates import teleportation
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 from qiskit.circuit import Clbit, Parameter, ParameterVector
 from qiskit.primitives import BackendEstimatorV2, BackendSamplerV2, BaseSamplerV2
@@ -202,22 +203,6 @@ def registers():
     circuit.measure(1, first[0])
     circuit.measure(2, first[2])
     circuit.measure(3, 3)
-    return circuit
-
-
-def teleportation():
-    circuit = QuantumCircuit(3, 3)
-    circuit.ry(Parameter("a"), 0)
-    circuit.h(1)
-    circuit.cx(1, 2)
-    circuit.cx(0, 1)
-    circuit.h(0)
-    circuit.measure([0, 1], [0, 1])
-    with circuit.if_test((circuit.clbits[1], 1)):
-        circuit.x(2)
-    with circuit.if_test((circuit.clbits[0], 1)):
-        circuit.z(2)
-    circuit.measure(2, 2)
     return circuit
 
 
