@@ -15,7 +15,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from hybridq.ledger import Device, Ledger
+from hybridq.ledger import Ledger
+from hybridq.policies import Device
 from hybridq.simulation import PlainOrder, Trace, lower_bound, ranked, scattered, simulate, studies
 
 # jobs, devices, whether speeds are mixed, seeds

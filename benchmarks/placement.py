@@ -16,7 +16,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from hybridq.ledger import MAX_BATCH_JOBS, POLICIES, Batch, Device, Job, Ledger
+from hybridq.ledger import MAX_BATCH_JOBS, Ledger
+from hybridq.policies import POLICIES, Batch, Device, Job
 from hybridq.resources import Need
 
 DEVICES = (10, 30, 100, 300, 1000)

@@ -25,7 +25,7 @@ from hybridq.engines import frames
 from hybridq.engines.process import EngineProcess
 from hybridq.engines.wire import Batch
 from hybridq.errors import ClusterLost, NoDevice, WorkerLost, WorkflowError
-from hybridq.ledger import Device
+from hybridq.policies import Device
 from hybridq.resources import KINDS, ROUND_TRIP, worker_allowance
 from hybridq.sites import Site
 from hybridq.steps import StepReply, run_step

@@ -30,8 +30,9 @@ from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.process import EngineProcess
 from hybridq.engines.wire import encode_template, pack, pack_loop, unpack_advance, unpack_outcomes
 from hybridq.errors import EngineFailed, HybridqError, NoDevice, TimedOut, WorkerLost, WorkflowError
-from hybridq.ledger import Batch, Device, Job, Ledger
+from hybridq.ledger import Ledger
 from hybridq.location import Location
+from hybridq.policies import Batch, Device, Job
 from hybridq.program import Outcome, Program
 from hybridq.progress import Progress
 from hybridq.resources import KINDS, ROUND_TRIP, Need, worker_allowance

@@ -18,18 +18,28 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from types import MappingProxyType
-from typing import NamedTuple
 
 from hybridq.errors import NoDevice, PlacementError, TooLarge
-from hybridq.resources import Need, format_bytes
+from hybridq.policies import (
+    LONGEST,
+    POLICIES,
+    Batch,
+    Device,
+    Job,
+    Load,
+    Policy,
+    Refusal,
+    accepts,
+    check,
+    shortfall,
+    takes,
+)
+from hybridq.resources import format_bytes
 
-__all__ = [
-    "MAX_BATCH_JOBS", "MAX_BATCH_SECONDS", "POLICIES", "Batch", "Device", "Job", "Ledger", "Load", "Policy", "Refusal",
-]  # fmt: skip
+__all__ = ["MAX_BATCH_JOBS", "MAX_BATCH_SECONDS", "Ledger"]
 
 MAX_BATCH_SECONDS = 0.5
 """No batch is predicted to hold a slot for longer, unless one job alone does."""
@@ -37,184 +47,12 @@ MAX_BATCH_JOBS = 256
 _WORTH_THE_TRIP = 10.0
 """A lone job this many times longer than the trip to a device is sent there rather than run at hand; a batch as long
 is worth a trip even where others wait for its first job."""
-_URGENCY = 10.0
-"""Seconds in the queue that weigh as much as one second less to come: the longest first, but nobody for ever."""
-_LONGEST = 1e6
-"""Longer predictions, in seconds, count as this long where jobs are put in order."""
 _LINES_AHEAD = 8
 """Where no slot is free, so many lines, at most, are asked whether they send something ahead."""
 _LINES_A_BATCH = 8
 """From so many further lines, at most, a batch is filled up."""
 _DRAINABLE = 16
 """So many devices, at most, are compared when one is to be kept free for a large job."""
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Something that runs jobs: a worker with its engine processes, the driver's own engine, a QPU."""
-
-    name: str
-    slots: int
-    """How many batches run on it side by side."""
-    bytes: int
-    """Memory that everything running on it may take together, in bytes."""
-    threads: int
-    """Threads that everything running on it may use together."""
-    latency: float = 0.0
-    """Seconds from handing a batch over to its first gate, and from its last one back, together."""
-    speed: float = 1.0
-    """A job of ``need.seconds`` takes ``need.seconds / speed`` here."""
-    qubits: int | None = None
-    """The largest circuit it takes; None: only its memory bounds that."""
-    backend: str = ""
-    """Identity of what it evaluates; "": whatever can be simulated. A job runs only where its backend is the same."""
-    cost_per_shot: float = 0.0
-    """In any one currency; of devices that finish at the same time the cheaper one is taken."""
-    kinds: tuple[str, ...] = ("quantum", "classical")
-    """Which kinds of jobs it runs."""
-    aside: bool = False
-    """Only for short lone jobs, pinned ones, and those that fit no other device: the driver's own engine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Something to run, as far as its placement depends on it."""
-
-    id: Hashable
-    need: Need
-    run: str = ""
-    loop: str = ""
-    """Run and loop are the names between which a fair share is kept."""
-    priority: int = 0
-    """Higher leaves first."""
-    pin: str | None = None
-    """Name of the only device it may run on."""
-    backend: str = ""
-    template: str = ""
-    """Jobs of equal template share a prepared circuit: a batch takes them first."""
-    alone: bool = False
-    """Whether nothing else of its run could be waiting at the same time."""
-    sole: bool = False
-    """Whether it has its device to itself: with nothing beside it, and nothing sent ahead."""
-    kind: str = "quantum"
-    rank: float = 0.0
-    """Predicted seconds of the longest chain of jobs that wait for this one to end; 0 if not known. If it is known, the
-    batch that the job leads is no longer than ten trips: its end would be known only with that of the batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Jobs that leave together for one slot of a device and run there one after the other."""
-
-    device: str
-    jobs: tuple[Hashable, ...]
-    reason: str
-    """Why here, why now, with what: for a person."""
-    bytes: int
-    """What is reserved for it: the most that one of its jobs takes."""
-    threads: int
-    seconds: float
-    """Predicted time on the slot, in seconds, without the trip."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A job that no device of the site, present or expected, could ever run."""
-
-    job: Hashable
-    error: PlacementError
-    """`TooLarge` if only bytes are missing somewhere, else `NoDevice`; its message holds the reasons."""
-    reasons: tuple[str, ...]
-    """One for each kind of device, with what is needed and what is there."""
-    needed: Need
-    bytes: int
-    """The most that one device of the site has; so are the next two."""
-    threads: int
-    qubits: int | None
-    """None: no limit but memory."""
-
-
-class Load(NamedTuple):
-    """What a policy sees of a device when it chooses: times in seconds from now."""
-
-    device: Device
-    open: bool
-    """Whether a batch can be sent now; if not, `start` is when the last of those waiting alike would start."""
-    start: float
-    finish: float
-    """Predicted end of the job there, the trip included."""
-    busy: int
-    """Batches on it."""
-    number: int
-    """The how manieth device to join."""
-    turn: int
-    """The how manieth batch of the ledger was its last one; 0 if it had none."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Who leaves first, and where to: pure functions. What fits is not theirs to say."""
-
-    name: str
-    order: Callable[[Job, float], float]
-    """Of a job and when it was submitted, in seconds: among jobs of equal priority the smallest leaves first."""
-    prefer: Callable[[Load], tuple[float, ...]]
-    """Between devices of one kind, the smallest; of times, only the order of `start` and whether it is 0 count."""
-    choose: Callable[[Job, Sequence[Load]], str | None]
-    """The name of the device to take, of the best of each kind; None to go on waiting."""
-    waits: bool = False
-    """Whether `choose` is also shown kinds that are busy, so that a job may wait for one of them."""
-    shares: bool = False
-    """Whether runs, and within them loops, share predicted seconds equally; `order` is not asked then."""
-
-
-def _urgency(job: Job, arrived: float) -> float:
-    return arrived - _URGENCY * min(_LONGEST, job.need.seconds + job.rank)
-
-
-def _arrival(job: Job, arrived: float) -> float:
-    return arrived
-
-
-def _soonest(load: Load) -> tuple[float, ...]:
-    return (load.start, -load.device.speed, load.busy / load.device.slots, load.number)
-
-
-def _first(load: Load) -> tuple[float, ...]:
-    return (load.start > 0, load.number)
-
-
-def _idlest(load: Load) -> tuple[float, ...]:
-    return (load.busy / load.device.slots, load.number)
-
-
-def _next_in_turn(load: Load) -> tuple[float, ...]:
-    return (load.start > 0, load.turn, load.number)
-
-
-def _earliest(job: Job, loads: Sequence[Load]) -> str | None:
-    """The device where it is predicted to end first, unless that one is still busy; then wait for it."""
-    shots = job.need.shots
-    best = min(loads, key=lambda load: (load.finish, shots * load.device.cost_per_shot, load.number))
-    return best.device.name if best.open else None
-
-
-def _by(prefer: Callable[[Load], tuple[float, ...]]) -> Callable[[Job, Sequence[Load]], str | None]:
-    return lambda job, loads: min(loads, key=prefer).device.name
-
-
-POLICIES: Mapping[str, Policy] = MappingProxyType({
-    policy.name: policy
-    for policy in (
-        Policy("earliest-finish", _urgency, _soonest, _earliest, waits=True),
-        Policy("first-come", _arrival, _first, _by(_first)),
-        Policy("fair-share", _arrival, _soonest, _earliest, waits=True, shares=True),
-        Policy("least-busy", _arrival, _idlest, _by(_idlest)),
-        Policy("round-robin", _arrival, _next_in_turn, _by(_next_in_turn)),
-    )
-})  # fmt: skip
-"""By name. ``earliest-finish``: first those with most still to come, each to where it ends first, if need be later.
-``fair-share``: the run, then the loop, that used least. The others, in order of arrival, are there to compare with."""
 
 
 @dataclass(eq=False, slots=True)
@@ -618,7 +456,7 @@ class Ledger:
             self._kind(device).count_out(device.bytes)
         self._expected = {}
         for device in devices:
-            _check(device)
+            check(device)
             self._expected[device.name] = device
             self._kind(device).count_in(device.bytes)
         for line in self._lines.values():
@@ -626,7 +464,7 @@ class Ledger:
 
     def join(self, device: Device, now: float = 0.0) -> None:
         """A device is there. Raises ValueError if one of its name is, or if it is impossible."""
-        _check(device)
+        check(device)
         if device.name in self._stations:
             raise ValueError(f"a device named {device.name!r} has joined already")
         known = len(self._kinds)
@@ -676,7 +514,7 @@ class Ledger:
                 self._forget(line)
             return self._refusal(job)
         self._submitted += 1
-        seconds = min(_LONGEST, job.need.seconds)
+        seconds = min(LONGEST, job.need.seconds)
         if self.policy.shares:
             share = self._share(job.run)
             if not share.waiting:
@@ -795,7 +633,7 @@ class Ledger:
             crowded |= kind.open > 0
             later = kind.next_release() if self.policy.waits and not job.alone else None
             if later is not None and memory <= later.device.bytes:
-                ahead = claims.get(kind.bit, 0.0) + (line.count - 1) * min(_LONGEST, need.seconds)
+                ahead = claims.get(kind.bit, 0.0) + (line.count - 1) * min(LONGEST, need.seconds)
                 due = later.release - now
                 # what is overdue is predicted to take half as long again
                 start = (due if due >= 0 else -due / 2) + ahead / kind.rate
@@ -822,7 +660,7 @@ class Ledger:
         busy = [load for load in loads if not load.open]
         if not busy:
             return
-        line, seconds = waiting.line, min(_LONGEST, waiting.job.need.seconds)
+        line, seconds = waiting.line, min(LONGEST, waiting.job.need.seconds)
         awaited = min(busy, key=lambda load: load.finish)
         slack = min(load.finish for load in loads if load.open) - awaited.finish
         kind = self._stations[awaited.device.name].kind
@@ -859,7 +697,7 @@ class Ledger:
     def _send(self, waiting: _Waiting, station: _Station, why: str, now: float) -> Batch:
         """Make a batch that starts with ``waiting``, and enter it."""
         job, device = waiting.job, station.device
-        if not (station.lanes > 0 and station.holds(job) and _takes(device, job) and self._stands(station)):
+        if not (station.lanes > 0 and station.holds(job) and takes(device, job) and self._stands(station)):
             raise self._over_committed(job, station)
         self._sent += 1
         station.turn = self._sent
@@ -934,8 +772,8 @@ class Ledger:
             )
         if need.threads > station.width:
             return TooLarge(f"{on_it} needs {need.threads} threads, and {station.width} of {device.threads} are free.")
-        if not _takes(device, job):
-            return NoDevice(f"{on_it} cannot run there: {_shortfall(device, job)}.")
+        if not takes(device, job):
+            return NoDevice(f"{on_it} cannot run there: {shortfall(device, job)}.")
         return NoDevice(f"{on_it} has to wait: {len(station.sent)} batches are on its {device.slots} slots.")
 
     # -- room kept free ----------------------------------------------------------------------------------------------
@@ -947,7 +785,7 @@ class Ledger:
             stations: Iterable[_Station] = [self._stations[job.pin]]
         else:
             stations = (s for kind in waiting.line.kinds for s in kind.roomiest())
-        fitting = (s for s in stations if s.keeps is None and _takes(s.device, job))
+        fitting = (s for s in stations if s.keeps is None and takes(s.device, job))
         best = min(
             ((s.drained(job), s.number, s) for s in islice(fitting, _DRAINABLE)), default=None, key=lambda e: e[:2]
         )
@@ -1047,7 +885,7 @@ class Ledger:
     def _line(self, job: Job) -> _Line:
         """The line a job stands in; made if there is none."""
         need = job.need
-        octave = max(-14, math.frexp(min(_LONGEST, need.seconds))[1]) if need.seconds else -14
+        octave = max(-14, math.frexp(min(LONGEST, need.seconds))[1]) if need.seconds else -14
         run = job.run if self.policy.shares else ""
         key = (
             job.priority, run, job.kind, job.backend, need.qubits, need.threads, need.bytes.bit_length(), octave,
@@ -1064,7 +902,7 @@ class Ledger:
 
     def _match_kinds(self, line: _Line) -> None:
         least = (1 << line.sample.need.bytes.bit_length()) >> 1
-        line.kinds = [k for k in self._kinds.values() if _accepts(k.sample, line.sample) and least <= k.most]
+        line.kinds = [k for k in self._kinds.values() if accepts(k.sample, line.sample) and least <= k.most]
         line.usual = [kind for kind in line.kinds if not kind.sample.aside]
         line.mask = sum(kind.bit for kind in line.kinds)
 
@@ -1144,7 +982,7 @@ class Ledger:
             self._changed(station, self._now)
         del self._waiting[waiting.job.id]
         waiting.line.drop(waiting)
-        self._work = self._work - min(_LONGEST, waiting.job.need.seconds) if self._waiting else 0.0
+        self._work = self._work - min(LONGEST, waiting.job.need.seconds) if self._waiting else 0.0
         if self.policy.shares:
             self._shares[waiting.job.run].waiting -= 1
 
@@ -1163,7 +1001,7 @@ class Ledger:
         share = self._shares[jobs[0].job.run]
         self._share_clock = max(self._share_clock, share.used)
         for waiting in jobs:
-            share.used += min(_LONGEST, waiting.job.need.seconds)
+            share.used += min(LONGEST, waiting.job.need.seconds)
             share.clock = max(share.clock, waiting.key)
         for group in share.groups:
             if group.place is not None:
@@ -1176,7 +1014,7 @@ class Ledger:
         if job.pin is not None:
             station = self._stations.get(job.pin)
             device = station.device if station else self._expected.get(job.pin)
-            return device is not None and _takes(device, job)
+            return device is not None and takes(device, job)
         return any(job.need.bytes <= kind.most for kind in line.kinds)
 
     def _refusal(self, job: Job) -> Refusal:
@@ -1190,14 +1028,14 @@ class Ledger:
         for devices in alike.values():
             largest = max(devices, key=lambda d: d.bytes)
             more = f" and {len(devices) - 1} like it" if len(devices) > 1 else ""
-            reasons.append(f"{largest.name}{more}: {_shortfall(largest, job)}")
+            reasons.append(f"{largest.name}{more}: {shortfall(largest, job)}")
         if job.pin is not None and not about:
             reasons.append(f"{job.pin}: not a device of this site")
         numbers = (
             f"the job {job.id!r} needs {format_bytes(need.bytes)} ({need.bytes:,} bytes), {need.qubits} qubits and "
             f"{need.threads} threads"
         )
-        able = [device for device in about if _accepts(device, job)]
+        able = [device for device in about if accepts(device, job)]
         error: PlacementError
         if able:
             most = max(able, key=lambda d: d.bytes)
@@ -1222,20 +1060,6 @@ def _load(station: _Station, seconds: float, start: float, open_now: bool) -> Lo
     return Load(device, open_now, start, finish, len(station.sent), station.number, station.turn)
 
 
-def _accepts(device: Device, job: Job) -> bool:
-    """Whether a device could run a job, given memory enough."""
-    return (
-        job.kind in device.kinds
-        and job.backend == device.backend
-        and (device.qubits is None or job.need.qubits <= device.qubits)
-        and job.need.threads <= device.threads
-    )
-
-
-def _takes(device: Device, job: Job) -> bool:
-    return _accepts(device, job) and job.need.bytes <= device.bytes and job.pin in (None, device.name)
-
-
 def _alike(sample: Job, job: Job) -> bool:
     """Whether jobs of two lines may share a batch."""
     return (
@@ -1246,33 +1070,3 @@ def _alike(sample: Job, job: Job) -> bool:
         and sample.pin == job.pin
         and not (sample.alone or sample.sole)
     )
-
-
-def _shortfall(device: Device, job: Job) -> str:
-    """What a device lacks for a job, both numbers each."""
-    need, lacks = job.need, []
-    if job.kind not in device.kinds:
-        lacks.append(f"runs {' and '.join(device.kinds)} jobs, not {job.kind} ones")
-    if job.backend != device.backend:
-        lacks.append(f"evaluates {device.backend or 'simulated circuits'}, not {job.backend or 'simulated circuits'}")
-    if device.qubits is not None and need.qubits > device.qubits:
-        lacks.append(f"needs {need.qubits} qubits, has {device.qubits}")
-    if need.threads > device.threads:
-        lacks.append(f"needs {need.threads} threads, has {device.threads}")
-    if need.bytes > device.bytes:
-        lacks.append(
-            f"needs {format_bytes(need.bytes)} ({need.bytes:,} bytes), "
-            f"has {format_bytes(device.bytes)} ({device.bytes:,} bytes)"
-        )
-    return ", ".join(lacks)
-
-
-def _check(device: Device) -> None:
-    if not (
-        device.slots >= 1
-        and device.threads >= 1
-        and device.bytes >= 0
-        and 0 <= device.latency < math.inf
-        and 0 < device.speed < math.inf
-    ):
-        raise ValueError(f"{device} cannot be: slots, threads and speed are positive, bytes and latency not negative")

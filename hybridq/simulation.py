@@ -19,7 +19,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from hybridq.ledger import Batch, Device, Job, Refusal
+from hybridq.policies import Batch, Device, Job, Refusal
 from hybridq.resources import Need
 
 __all__ = [

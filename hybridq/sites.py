@@ -86,7 +86,7 @@ class Site:
     worker_threads: int = 1
     """How many calls a worker of our own cluster runs side by side."""
     policy: str = "earliest-finish"
-    """Which waiting call goes where: one of `hybridq.ledger.POLICIES`."""
+    """Which waiting call goes where: one of `hybridq.policies.POLICIES`."""
     backend: Any = None
     """What evaluates circuits that name nothing: a backend, or a device's name."""
     devices: tuple[Device, ...] = ()

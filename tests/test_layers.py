@@ -50,7 +50,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     # policies, methods, records
     ("simulation",),
-    ("ledger", "journal"),
+    ("ledger",),
+    ("policies", "journal"),
     # nouns
     ("problems", "problems.fermions", "problems.lattices", "problems.molecules", "problems.problem", SIBLINGS),
     ("program",),

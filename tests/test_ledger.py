@@ -15,17 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hybridq.errors import NoDevice, PlacementError, TooLarge
-from hybridq.ledger import (
-    MAX_BATCH_JOBS,
-    MAX_BATCH_SECONDS,
-    POLICIES,
-    Batch,
-    Device,
-    Job,
-    Ledger,
-    Load,
-    Policy,
-)  # fmt: skip
+from hybridq.ledger import MAX_BATCH_JOBS, MAX_BATCH_SECONDS, Ledger
+from hybridq.policies import POLICIES, Batch, Device, Job, Load, Policy
 from hybridq.resources import Need, format_bytes
 
 GiB = 2**30

@@ -28,7 +28,6 @@ from hybridq import dispatch
 from hybridq.dispatch import Places
 from hybridq.engines.costs import need
 from hybridq.language import Overrides, overrides
-from hybridq.ledger import Device
 from hybridq.location import Location
 from hybridq.planning import (
     Plan,
@@ -43,6 +42,7 @@ from hybridq.planning import (
     table,
     unknown_in,
 )
+from hybridq.policies import Device
 from hybridq.program import program
 from hybridq.resources import Need
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridq.ledger import Device
+from hybridq.policies import Device
 from hybridq.resources import Need, format_bytes, parse_bytes, worker_allowance
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridq.ledger import POLICIES, Device, Job, Ledger
+from hybridq.ledger import Ledger
+from hybridq.policies import POLICIES, Device, Job
 from hybridq.resources import Need
 from hybridq.simulation import (
     Change,

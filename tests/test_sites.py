@@ -17,7 +17,7 @@ from runs import recorded
 import hybridq as hq
 from hybridq import journal as records
 from hybridq.journal import read_records
-from hybridq.ledger import POLICIES
+from hybridq.policies import POLICIES
 from hybridq.sites import LOCAL, POLICY_NAMES
 
 CIRCUIT = efficient_su2(2, reps=1)

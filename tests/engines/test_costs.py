@@ -35,8 +35,9 @@ from hybridq.engines.costs import (
 )
 from hybridq.engines.process import EngineProcess
 from hybridq.errors import EngineFailed, TooLarge, WorkflowError
-from hybridq.ledger import Device, Job, Ledger
+from hybridq.ledger import Ledger
 from hybridq.location import Location
+from hybridq.policies import Device, Job
 from hybridq.program import Outcome, Program, Request, physical, program
 
 A = Parameter("a")
