@@ -145,9 +145,7 @@ class Site:
 
     def at_hand(self, required: Need) -> bool:
         """Whether the driver's engine is the place for a lone program: it is short, or fits nowhere else."""
-        if required.bytes > _driver_bytes():
-            return False
-        return required.seconds < _WORTH_THE_TRIP or required.bytes > max(d.bytes for d in self.workers)
+        return _at_hand(required, self.workers)
 
     def placed(self, required: Need, *, alone: bool, what: str = "the program") -> str:
         """The name of where a program would go; raises `TooLarge` with what it would be refused with."""
@@ -164,12 +162,19 @@ class Site:
         return max(worker.bytes for worker in self.workers)
 
 
+def _at_hand(required: Need, workers: Sequence[Device]) -> bool:
+    if required.bytes > _driver_bytes():
+        return False
+    return required.seconds < _WORTH_THE_TRIP or required.bytes > max(d.bytes for d in workers)
+
+
 @functools.cache
 def driver_engine() -> EngineProcess:
     """The engine process of this driver: started at the first use, shared by everything in the process."""
-    return EngineProcess(_driver_bytes(), name="driver")
+    return EngineProcess(_driver_bytes(), name="driver", eager=True)
 
 
+@functools.cache
 def _driver_bytes() -> int:
     return int(psutil.virtual_memory().total * 0.4)
 
@@ -204,7 +209,7 @@ class Dispatcher:
         """Resolve ``ask.future``: at hand, in this thread, if the placement says so; else as `submit` does."""
         try:
             required = need(ask.program)
-            near = alone and Site(tuple(self._workers_known()), "").at_hand(required)
+            near = alone and _at_hand(required, self._workers_known())
         except HybridqError as error:
             ask.future.set_exception(error)
             return

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import select
 import struct
+import time
 
-__all__ = ["ADVANCE", "EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "READY", "SEARCH_PATH"]
+__all__ = [
+    "ADVANCE", "EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "READY", "SEARCH_PATH", "spin",
+]  # fmt: skip
 
 HEAD = struct.Struct("<cQ")
 """Kind and length, before every message."""
@@ -26,3 +31,17 @@ FAILED = b"F"
 
 SEARCH_PATH = "HYBRIDQ_SEARCH_PATH"
 """Of the process' environment: the parent's folders of modules, where functions that return backends may be."""
+
+
+def spin(poll: select.poll, seconds: float) -> bool:
+    """Look at a pipe for up to ``seconds``, again and again; whether it can be used.
+
+    A process that sleeps wakes up a tenth of a millisecond late, on a virtual machine later, with cold caches. Whoever
+    else wants the core, or the interpreter's lock, has it after each look.
+    """
+    end = time.perf_counter() + seconds
+    while not poll.poll(0):
+        if time.perf_counter() >= end:
+            return False
+        os.sched_yield()
+    return True

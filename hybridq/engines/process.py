@@ -32,6 +32,7 @@ __all__ = ["EngineProcess"]
 
 _START_SECONDS = 120.0
 _CLOSE_SECONDS = 5.0
+_SPIN_SECONDS = 0.001  # that each side of an eager process looks for a message before it sleeps
 _TAIL_BYTES = 4096  # of a dead process' stderr that an error quotes
 _READ_BYTES = 2**16  # at a time: a reply is small as a rule, and memory for a large one takes longer than the pipe
 
@@ -40,12 +41,15 @@ class EngineProcess:
     """A process of its own that evaluates programs with Aer; usable from any thread, one batch at a time.
 
     ``max_bytes`` is the memory that one program may take there, in bytes; ``name`` goes into error messages. The
-    process starts with `start` or the first batch, and again with the first batch after it died.
+    process starts with `start` or the first batch, and again with the first batch after it died. ``eager`` is for one
+    that has the machine to itself while it works: both sides look for a message without a pause, for a bounded time,
+    before they sleep until it comes.
     """
 
-    def __init__(self, max_bytes: int, *, name: str = "engine") -> None:
+    def __init__(self, max_bytes: int, *, name: str = "engine", eager: bool = False) -> None:
         self.max_bytes = max_bytes
         self.name = name
+        self._eager = eager and len(os.sched_getaffinity(0)) > 1
         self._lock = threading.Lock()
         self._child: _Child | None = None
 
@@ -152,21 +156,22 @@ class EngineProcess:
             child.close()
             child = None
         if child is None:
-            child = self._child = _Child(self.max_bytes, self.name)
+            child = self._child = _Child(self.max_bytes, self.name, self._eager)
         return child
 
 
 class _Child:
     """One life of an engine process. All but `kill` and `alive` belong to the thread that holds the lock."""
 
-    def __init__(self, max_bytes: int, name: str) -> None:
+    def __init__(self, max_bytes: int, name: str, eager: bool) -> None:
         self.owner = os.getpid()
+        self._spin = _SPIN_SECONDS if eager else 0.0
         self.versions: Mapping[str, str] = {}
         self._name = name
         self._ready = False
         self._known: set[str] = set()
         self.popen = _spawner.popen(
-            [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes)],
+            [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(self._spin)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -237,6 +242,8 @@ class _Child:
 
     def _receive(self, deadline: float | None, timeout: float | None) -> tuple[bytes, bytes]:
         """Kind and message of the next frame."""
+        if self._spin and self._ready:
+            frames.spin(self._readable, self._spin)
         data = self._read(_READ_BYTES, deadline, timeout)
         while len(data) < frames.HEAD.size:
             data += self._read(_READ_BYTES, deadline, timeout)
