@@ -567,12 +567,17 @@ def _start_point(x0: Any) -> np.ndarray[Any, Any]:
 
 
 def _check_method(method: Any) -> None:
-    from scipy import optimize
-
     if method is None or callable(method):
         return
     if not isinstance(method, str):
         raise WorkflowError(f"method is {method!r}; give the name of one of scipy's methods, or a callable.")
+    _check_name(method)
+
+
+@functools.cache
+def _check_name(method: str) -> None:
+    from scipy import optimize
+
     try:
         optimize.show_options("minimize", method, disp=False)
     except ValueError as error:

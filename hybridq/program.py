@@ -325,10 +325,9 @@ def result(program: Program, outcome: Outcome) -> Estimate | BitArray:
 
         bits = outcome.bits.reshape(*program.batch_shape, *outcome.bits.shape[1:])
         return BitArray(bits, program.template.circuit.num_clbits or program.template.num_qubits)
-    if outcome.values.size == 1 and program.batch_shape == program.observables_shape == ():
-        value, stderr = outcome.values.item(), outcome.stderrs.item()
-        if math.isfinite(value) and math.isfinite(stderr) and outcome.gradients is None:
-            return Estimate(value, stderr if program.shots is not None else 0.0, program.shots)
+    if _single(program, outcome) and _all_finite(outcome):
+        stderr = outcome.stderrs.item() if program.shots is not None else 0.0
+        return Estimate(outcome.values.item(), stderr, program.shots)
     _check_finite(program, outcome)
     return Estimate(
         _arrange(program, outcome.values),
@@ -342,11 +341,25 @@ def derivatives(program: Program, outcome: Outcome) -> Array:
 
     Raises `NotFinite` as `result` does.
     """
-    _check_finite(program, outcome)
     assert outcome.gradients is not None
+    if _single(program, outcome) and _all_finite(outcome):
+        single: Array = outcome.gradients[0, 0].copy()
+        return single
+    _check_finite(program, outcome)
     columns = [_arrange(program, outcome.gradients[:, :, p]) for p in range(program.template.num_parameters)]
     shape = np.broadcast_shapes(program.batch_shape, program.observables_shape)
     return np.stack(columns, axis=-1) if columns else np.zeros((*shape, 0))
+
+
+def _single(program: Program, outcome: Outcome) -> bool:
+    """Whether it is one value, not an array of one: what loops ask for, in a hurry."""
+    return outcome.values.shape == (1, 1) and program.batch_shape == program.observables_shape == ()
+
+
+def _all_finite(outcome: Outcome) -> bool:
+    """Whether an outcome of one value is finite, with its error and its gradient."""
+    finite = math.isfinite(outcome.values.item()) and math.isfinite(outcome.stderrs.item())
+    return finite and (outcome.gradients is None or bool(np.isfinite(outcome.gradients).all()))
 
 
 def _check_finite(program: Program, outcome: Outcome) -> None:

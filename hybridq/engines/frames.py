@@ -8,7 +8,7 @@ import struct
 import time
 
 __all__ = [
-    "ADVANCE", "EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "READY", "SEARCH_PATH", "spin",
+    "ADVANCE", "EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "READY", "SEARCH_PATH", "Spin",
 ]  # fmt: skip
 
 HEAD = struct.Struct("<cQ")
@@ -33,15 +33,39 @@ SEARCH_PATH = "HYBRIDQ_SEARCH_PATH"
 """Of the process' environment: the parent's folders of modules, where functions that return backends may be."""
 
 
-def spin(poll: select.poll, seconds: float) -> bool:
-    """Look at a pipe for up to ``seconds``, again and again; whether it can be used.
+class Spin:
+    """Looks for a message again and again before it is waited for, where that is likely to pay.
 
-    A process that sleeps wakes up a tenth of a millisecond late, on a virtual machine later, with cold caches. Whoever
-    else wants the core, or the interpreter's lock, has it after each look.
+    A process that sleeps wakes up a tenth of a millisecond late, on a virtual machine later, with cold caches. Each look
+    offers the core to whoever else wants it. One that was taken, or ``seconds`` without a message, ends the looking,
+    here and for the next messages, for ever more of them while it stays like that.
     """
-    end = time.perf_counter() + seconds
-    while not poll.poll(0):
-        if time.perf_counter() >= end:
-            return False
-        os.sched_yield()
-    return True
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._rest = 0
+        """Messages that are waited for without a look."""
+        self._missed = 0
+        """How often in a row looking did not pay."""
+
+    def __call__(self, poll: select.poll) -> None:
+        """Return when the pipe can be used, or when it is to be waited for."""
+        if not self._seconds:
+            return
+        if self._rest:
+            self._rest -= 1
+            return
+        now = time.perf_counter()
+        end = now + self._seconds
+        while not poll.poll(0):
+            os.sched_yield()
+            before, now = now, time.perf_counter()
+            if now >= end or now - before > _TAKEN:
+                self._missed = min(self._missed + 1, 7)
+                self._rest = 2**self._missed
+                return
+        self._missed = 0
+
+
+_TAKEN = 2e-4
+"""Seconds between two looks after which another process had the core."""

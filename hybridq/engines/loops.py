@@ -212,7 +212,9 @@ class _Running:
             parent = self._location.parent
             at = Location(self._location.name) if parent is None else parent.child(self._location.name, i)
             seeds = np.array([seed_key(self._loop.seed, at, 0)], dtype=np.uint64)
-        return replace(first, theta=point[None], seeds=seeds)
+        return Program(
+            first.template, point[None], first.shots, seeds, first.plan, first.batch_shape, first.observables_shape
+        )  # fmt: skip
 
 
 def settings_as_data(bounds: Any, tol: Any, options: Any) -> Mapping[str, Any] | None:

@@ -42,8 +42,8 @@ class EngineProcess:
 
     ``max_bytes`` is the memory that one program may take there, in bytes; ``name`` goes into error messages. The
     process starts with `start` or the first batch, and again with the first batch after it died. ``eager`` is for one
-    that has the machine to itself while it works: both sides look for a message without a pause, for a bounded time,
-    before they sleep until it comes.
+    that works alone on short programs: both sides look for a message without a pause, for a bounded time, before they
+    sleep until it comes.
     """
 
     def __init__(self, max_bytes: int, *, name: str = "engine", eager: bool = False) -> None:
@@ -165,13 +165,14 @@ class _Child:
 
     def __init__(self, max_bytes: int, name: str, eager: bool) -> None:
         self.owner = os.getpid()
-        self._spin = _SPIN_SECONDS if eager else 0.0
+        spin = _SPIN_SECONDS if eager else 0.0
+        self._spin = frames.Spin(spin)
         self.versions: Mapping[str, str] = {}
         self._name = name
         self._ready = False
         self._known: set[str] = set()
         self.popen = _spawner.popen(
-            [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(self._spin)],
+            [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(spin)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -242,8 +243,8 @@ class _Child:
 
     def _receive(self, deadline: float | None, timeout: float | None) -> tuple[bytes, bytes]:
         """Kind and message of the next frame."""
-        if self._spin and self._ready:
-            frames.spin(self._readable, self._spin)
+        if self._ready:
+            self._spin(self._readable)
         data = self._read(_READ_BYTES, deadline, timeout)
         while len(data) < frames.HEAD.size:
             data += self._read(_READ_BYTES, deadline, timeout)

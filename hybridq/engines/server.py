@@ -31,7 +31,7 @@ _TEMPLATE_BYTES = 2**26  # of encoded templates that are kept decoded; the paren
 def serve(max_bytes: int, spin: float) -> None:
     """Answer requests until the parent closes the pipe; each program may take ``max_bytes`` bytes of memory.
 
-    After each answer the pipe is looked at for ``spin`` seconds without a pause.
+    For ``spin`` seconds after each answer the next request is looked for (`frames.Spin`), before it is waited for.
     """
     pipe = _Pipe(spin)
     faulthandler.enable()
@@ -61,7 +61,7 @@ class _Pipe:
 
     def __init__(self, spin: float) -> None:
         self._input, self._output = os.dup(0), os.dup(1)
-        self._spin = spin
+        self._spin = frames.Spin(spin)
         self._readable = select.poll()
         self._readable.register(self._input, select.POLLIN)
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -71,8 +71,7 @@ class _Pipe:
 
     def read_request(self) -> tuple[bytes, bytes] | None:
         """Kind and message of the next request, or None when the parent has closed the pipe or ended."""
-        if self._spin:
-            frames.spin(self._readable, self._spin)
+        self._spin(self._readable)
         data = os.read(self._input, _READ_BYTES)
         while data and len(data) < frames.HEAD.size:
             more = os.read(self._input, _READ_BYTES)
