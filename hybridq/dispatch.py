@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from hybridq.cluster import Cluster
 
 __all__ = [
-    "Advanced", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "ProgramAsk", "Site", "StepAsk", "driver_engine",
+    "Advanced", "Changed", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "ProgramAsk", "Site", "StepAsk",
+    "driver_engine",
 ]  # fmt: skip
 
 _ATTEMPTS = 3
@@ -59,6 +60,10 @@ _UNGUARDED = (
     "the script calls hq.run at its top level, and each worker process imports the script: put the call below "
     '`if __name__ == "__main__":`.'
 )
+
+
+class Changed(Exception):
+    """A program is not what was asked for: something that it was made of has changed since."""
 
 
 class Interrupted(BaseException):
@@ -98,6 +103,9 @@ class ProgramAsk(_Ask):
 
     program: Program
     finish: Callable[[Evaluated], Any]
+    unchanged: Callable[[], bool] | None = None
+    """Whether the program is what was asked for, if that is still to be looked at: best while it is evaluated. Where it
+    is not, it fails as `Changed`."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -215,6 +223,8 @@ class Dispatcher:
             return
         if near:
             _resolve(ask.future, lambda: ask.finish(self._evaluate_here(ask)))
+        elif ask.unchanged is not None and not ask.unchanged():
+            ask.future.set_exception(Changed())
         else:
             self.submit(ask)
 
@@ -307,12 +317,27 @@ class Dispatcher:
         while True:
             self._refuse_if_closed()
             started = time.time()
-            outcome = driver_engine().evaluate([ask.program], ask.timeout)[0]
+            outcome = self._checked(ask) if ask.unchanged else driver_engine().evaluate([ask.program], ask.timeout)[0]
             if isinstance(outcome, Outcome):
                 return Evaluated(outcome, started, "driver", ask.attempt)
             ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
             if not _worth_another_try(outcome, ask.tries):
                 raise outcome
+
+    def _checked(self, ask: ProgramAsk) -> Outcome | HybridqError:
+        """Evaluate a program of which it is still to be seen, meanwhile, whether it is what was asked for."""
+        check, ask.unchanged = ask.unchanged, None
+        assert check is not None
+        found: list[bool] = []
+        try:
+            outcome = driver_engine().evaluate([ask.program], ask.timeout, lambda: found.append(check()))[0]
+        except HybridqError:
+            if not check():
+                raise Changed from None
+            raise
+        if not (found[0] if found else check()):
+            raise Changed
+        return outcome
 
     def _advance_here(self, ask: LoopAsk) -> Advanced:
         while True:

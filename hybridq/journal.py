@@ -273,9 +273,12 @@ _OPTIONAL = {
 """Fields that older journals do not have."""
 
 
+_FLOAT = np.dtype("<f8")
+
+
 def pack_array(array: NDArray[np.float64]) -> str:
     """A vector of float64 as base64 of its little-endian bytes: compact, and exact to the bit."""
-    return base64.b64encode(np.ascontiguousarray(array, dtype="<f8").tobytes()).decode()
+    return base64.b64encode(array.astype(_FLOAT, copy=False).tobytes()).decode()
 
 
 def unpack_array(text: str) -> NDArray[np.float64]:

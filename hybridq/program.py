@@ -280,11 +280,12 @@ class Outcome:
 
 
 def program(request: Request, *, seed: int, location: Location, gradient: str = "none",
-            backend: Any = None) -> Program:  # fmt: skip
+            backend: Any = None, later: list[Callable[[], bool]] | None = None) -> Program:  # fmt: skip
     """Check ``request`` once and for all, and make it a program whose rows are seeded by ``seed`` and ``location``.
 
     ``gradient`` is ``none``, or one of `GRADIENTS` for derivatives by all parameters with the values; ``backend`` is
-    what evaluates a request that names none.
+    what evaluates a request that names none. With a list ``later``, objects that were described before are taken to be
+    unchanged, and a function is put there that looks: where it says False, the program is not the request's.
     Raises `WorkflowError` for anything written wrongly, before anything is spent, and `NotFinite` for parameters that
     are NaN or infinite.
     """
@@ -294,7 +295,7 @@ def program(request: Request, *, seed: int, location: Location, gradient: str = 
             "do nothing else. Put classical arithmetic into a classical step or the workflow."
         )
     backend = named_backend(backend if request.backend is None else request.backend)
-    template, observables_shape = _templates.get(request.circuit, request.observables, backend)
+    template, observables_shape = _templates.get(request.circuit, request.observables, backend, later)
     theta = _parameters(request.theta, template.circuit)
     shots = _shots(request, template)
     batch_shape = theta.shape[:-1]
@@ -495,10 +496,18 @@ class _Known:
     template: Template
     shape: tuple[int, ...]
 
-    def holds(self, circuit: Any, observables: Any) -> bool:
-        """Whether these are the same objects, and nothing in them has changed."""
-        if self.circuit is not circuit or self.observables is not observables:
-            return False
+    def of(self, circuit: Any, observables: Any) -> bool:
+        """Whether these are the same objects, of the same size."""
+        return (
+            self.circuit is circuit
+            and self.observables is observables
+            and len(circuit._data) == len(self.instructions)
+            and circuit.num_parameters == self.template.num_parameters
+        )
+
+    def holds(self) -> bool:
+        """Whether nothing in the objects has changed."""
+        circuit, observables = self.circuit, self.observables
         data = circuit._data
         return (
             (circuit.num_qubits, circuit.num_clbits) == self.width
@@ -524,12 +533,17 @@ class _TemplateCache:
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[int, int, str], _Known] = OrderedDict()
 
-    def get(self, circuit: Any, observables: Any, backend: AnyBackend) -> tuple[Template, tuple[int, ...]]:
+    def get(self, circuit: Any, observables: Any, backend: AnyBackend, later: list[Callable[[], bool]] | None = None
+            ) -> tuple[Template, tuple[int, ...]]:  # fmt: skip
         key = (id(circuit), id(observables), backend.identity)
         with self._lock:
             entry = self._known.get(key)
-        if entry is not None and entry.holds(circuit, observables):
-            return entry.template, entry.shape
+        if entry is not None and entry.of(circuit, observables):
+            if later is not None:
+                later.append(entry.holds)
+                return entry.template, entry.shape
+            if entry.holds():
+                return entry.template, entry.shape
         if not isinstance(circuit, QuantumCircuit):
             raise WorkflowError(f"the circuit is {_describe(circuit)}; give a qiskit.QuantumCircuit.")
         # what is compared later is taken first: what changes from here on is noticed

@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 import math
+import operator
 import os
 import platform
 import secrets
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from hybridq import journal as records
-from hybridq.dispatch import Advanced, Dispatcher, Evaluated, LoopAsk, ProgramAsk, Site, StepAsk
+from hybridq.dispatch import Advanced, Changed, Dispatcher, Evaluated, LoopAsk, ProgramAsk, Site, StepAsk
 from hybridq.engines.costs import need
 from hybridq.engines.loops import Loop, Point, encode_result
 from hybridq.errors import Diverged, HybridqError, JournalError, NotFinite, PlacementError, Unhashable, WorkflowError
@@ -471,10 +472,42 @@ class Run:
 
         With a ``gradient`` the answer is the derivatives instead of the value.
         """
-        pending, ask = self._evaluation(location, name, describe, gradient)
+        request = describe_call(name, describe)
+        later: list[Callable[[], bool]] = []
+        pending, ask = self._requested(location, name, request, gradient, later)
         if ask is not None:
+            ask.unchanged = later[0] if later else None
             self.dispatcher.evaluate(ask, alone=self._awake == 1)
-        return pending.take(scope)
+        try:
+            return pending.take(scope)
+        except Changed:
+            pending, ask = self._requested(location, name, request, gradient)
+            assert ask is not None
+            self.dispatcher.evaluate(ask, alone=self._awake == 1)
+            return pending.take(scope)
+
+    def _requested(self, location: Location, name: str, request: Request, gradient: str,
+                   later: list[Callable[[], bool]] | None = None) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
+        """As `_asked`, of the program that ``request`` comes to.
+
+        With a list ``later``, a program that can do no harm if it is evaluated in vain may be the one of the call
+        before, of the same circuit and observables: whether they are what they were is looked at later.
+        """
+        make = functools.partial(
+            program, request, seed=self.seed, location=location, gradient=gradient, backend=self.backend
+        )
+        at, found = str(location), self._recorded
+        if later is None or self._awake > 1 or at in found.answers or at in found.loops or at in found.failures:
+            return self._asked(location, name, make(), gradient)
+        try:
+            asked = make(later=later)
+        except HybridqError:
+            later.clear()
+            asked = make()
+        known = (asked.template.digest, asked.plan) in self._circuits and asked.plan.engine != "backend"
+        if later and not known and not later.pop()():
+            asked = make()
+        return self._asked(location, name, asked, gradient)
 
     def begin(self, name: str, requests: Sequence[tuple[Location, Request]]) -> list[tuple[Program, Pending]]:
         """Quantum evaluations of one call, begun together; their values are taken later.
@@ -1193,9 +1226,10 @@ class _Shipped:
         """Record ``points`` that the quantum function, asked here, describes; False from the first other one on."""
         run = self._run
         rows: list[records.Row] = []
+        parts = _parts(request)
         for k, point in enumerate(points):
             asked = self._describe(point.x)
-            same = all(getattr(asked, part) is getattr(request, part) for part in _PARTS)
+            same = all([mine is its for mine, its in zip(_parts(asked), parts, strict=True)])
             if not same or k in (0, len(points) - 1):  # what is the same object may still have been changed in place
                 again = self._program(asked, known + k)
                 same = (again.template.digest, again.shots, again.plan) == (
@@ -1226,7 +1260,8 @@ _LONGEST_SHIPPED = ROUND_TRIP
 """A loop whose evaluations take longer, in seconds, stays with the driver, which may spread them over devices."""
 _FIRST_SLICE, _LONGEST_SLICE = 0.1, 0.8
 """Seconds of a loop's slices: short at first, so that much is soon known of it; then long beside the trip."""
-_PARTS = ("circuit", "observables", "shots", "precision", "backend", "grouping")
+_parts = operator.attrgetter("circuit", "observables", "shots", "precision", "backend", "grouping")
+"""Of a request, all but its parameters."""
 
 
 def _point(row: records.Row) -> Point:

@@ -104,13 +104,13 @@ def encode(value: Any, what: str = "value") -> Encoded:
 
 def _written(value: Any) -> Written | None:
     """The document of a short vector of floats, or of a dataclass of nothing but numbers; None for anything else."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind is np.ndarray:
         if value.dtype != _FLOAT or value.nbytes > _INLINE_ARRAY_BYTES or value.ndim != 1:
             return None
         data, size = _base64(value.tobytes()), len(value)
-        document = {_TAG: "array", "d": "<f8", "s": [size], "v": data}
-        return Written(document, f'{{"{_TAG}":"array","d":"<f8","s":[{size}],"v":"{data}"}}')
+        array = {_TAG: "array", "d": "<f8", "s": [size], "v": data}
+        return Written(array, f'{{"{_TAG}":"array","d":"<f8","s":[{size}],"v":"{data}"}}')
     layout = _layout(kind)
     if layout is None:
         return None
@@ -123,17 +123,19 @@ def _written(value: Any) -> Written | None:
         if type(number) is int and number.bit_length() > _LONG_INT_BITS:
             return None
     text = ",".join([f'"{m}":{"null" if number is None else repr(number)}' for m, number in numbers.items()])
-    document = {_TAG: "dataclass", "t": name, "v": numbers}
-    return Written(document, f'{{"{_TAG}":"dataclass","t":"{name}","v":{{{text}}}}}')
+    return Written(
+        {_TAG: "dataclass", "t": name, "v": numbers}, f'{{"{_TAG}":"dataclass","t":"{name}","v":{{{text}}}}}'
+    )
 
 
 _FLOAT = np.dtype("<f8")
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(kind: type) -> tuple[str, tuple[str, ...]] | None:
+def _layout(kind: Any) -> tuple[str, tuple[str, ...]] | None:
     """Name and members of a dataclass that can be stored and is called by plain ASCII; None for any other class."""
-    if not dataclasses.is_dataclass(kind) or issubclass(kind, enum.Enum) or "<locals>" in kind.__qualname__:
+    described: bool = dataclasses.is_dataclass(kind)
+    if not described or issubclass(kind, enum.Enum) or "<locals>" in kind.__qualname__:
         return None
     name, members = _type_name(kind, ""), _members(kind)
     plain = all(part.isascii() and part.isprintable() and not set(part) & set('"\\') for part in (name, *members))
@@ -193,7 +195,7 @@ class _Writer:
             self._open.discard(id(value))
 
     def _tagged(self, value: Any, path: str) -> Any:
-        kind = type(value)
+        kind: Any = type(value)
         if kind is np.ndarray:
             return self._array(value, path)
         if kind is list:
@@ -215,8 +217,8 @@ class _Writer:
             member = int(value.value) if isinstance(value, enum.Flag) else value.name
             return {_TAG: "enum", "t": _type_name(kind, path), "v": member}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            members = {name: self.walk(getattr(value, name), f"{path}.{name}") for name in _members(kind)}
-            return {_TAG: "dataclass", "t": _type_name(kind, path), "v": members}
+            fields = {name: self.walk(getattr(value, name), f"{path}.{name}") for name in _members(kind)}
+            return {_TAG: "dataclass", "t": _type_name(kind, path), "v": fields}
         return self._library(value, path)
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
@@ -278,7 +280,7 @@ class _Writer:
 
 
 @functools.lru_cache(maxsize=256)
-def _members(kind: type) -> tuple[str, ...]:
+def _members(kind: Any) -> tuple[str, ...]:
     """The fields of a dataclass that make an instance of it."""
     return tuple(f.name for f in dataclasses.fields(kind) if f.init)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import struct
@@ -36,9 +37,9 @@ SEARCH_PATH = "HYBRIDQ_SEARCH_PATH"
 class Spin:
     """Looks for a message again and again before it is waited for, where that is likely to pay.
 
-    A process that sleeps wakes up a tenth of a millisecond late, on a virtual machine later, with cold caches. Each look
-    offers the core to whoever else wants it. One that was taken, or ``seconds`` without a message, ends the looking,
-    here and for the next messages, for ever more of them while it stays like that.
+    A process that sleeps wakes up late, by a tenth of a millisecond on a virtual machine, and with cold caches. Each
+    look offers the core to whoever else wants it. A core that was taken, or ``seconds`` without a message, ends the
+    looking, here and for the next messages, for ever more of them while it stays like that.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -58,7 +59,7 @@ class Spin:
         now = time.perf_counter()
         end = now + self._seconds
         while not poll.poll(0):
-            os.sched_yield()
+            _offer_core()
             before, now = now, time.perf_counter()
             if now >= end or now - before > _TAKEN:
                 self._missed = min(self._missed + 1, 7)
@@ -67,5 +68,6 @@ class Spin:
         self._missed = 0
 
 
+_offer_core = getattr(os, "sched_yield", functools.partial(time.sleep, 0))  # macOS has no sched_yield
 _TAKEN = 2e-4
 """Seconds between two looks after which another process had the core."""

@@ -248,21 +248,32 @@ def unpack(payload: bytes, find: Callable[[str], Template | HybridqError | None]
     """
     head, start = _split(payload)
     entries, max_bytes = _program_entries(head)
+    if len(entries) == 1:
+        (entry,) = entries
+        template = find(entry[0])
+        if template is None:
+            return Unpacked((), max_bytes, (entry[0],))
+        return Unpacked((_program(template, entry, _Arrays(payload, start)),), max_bytes, ())
     found = {digest: find(digest) for digest in {entry[0] for entry in entries}}
     if None in found.values():
         missing = tuple(sorted(digest for digest, template in found.items() if template is None))
         return Unpacked((), max_bytes, missing)
     arrays = _Arrays(payload, start)
     programs: list[Program | HybridqError] = []
-    for digest, rows, columns, shots, plan, batch_shape, observables_shape in entries:
-        theta = arrays.take(_FLOAT, (rows, columns))
-        seeds = arrays.take(_UINT, (rows, 2))
-        template = found[digest]
-        if isinstance(template, Template):
-            programs.append(Program(template, theta, shots, seeds, plan, batch_shape, observables_shape))
-        elif template is not None:
-            programs.append(template)
+    for entry in entries:
+        template = found[entry[0]]
+        assert template is not None
+        programs.append(_program(template, entry, arrays))
     return Unpacked(tuple(programs), max_bytes, ())
+
+
+def _program(template: Template | HybridqError, entry: _Entry, arrays: _Arrays) -> Program | HybridqError:
+    """The next program of a payload, or the error in place of its template."""
+    _, rows, columns, shots, plan, batch_shape, observables_shape = entry
+    theta, seeds = arrays.take(_FLOAT, (rows, columns)), arrays.take(_UINT, (rows, 2))
+    if not isinstance(template, Template):
+        return template
+    return Program(template, theta, shots, seeds, plan, batch_shape, observables_shape)
 
 
 # -- outcomes ----------------------------------------------------------------------------------------------------
