@@ -217,6 +217,29 @@ def test_large_arrays_travel_as_attachments_named_by_their_bytes() -> None:
     assert encode(np.arange(129.0)).attachments
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A dataclass of numbers."""
+
+    value: Any
+    error: Any = 0.0
+    count: Any = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([0.5, -0.0, 1e-300]), np.zeros(0), np.arange(128.0), np.arange(129.0), np.ones((2, 2)),
+        np.ones(3, ">f8"), np.array([np.nan, np.inf]), Reading(0.1), Reading(-0.0, 1e300, 7), Reading(float("nan")),
+        Reading(True), Reading("a"), Reading(np.float64(0.1)), Reading(2**20_000), Reading([1.0]), Reading(-3, None, 5),
+    ],
+)  # fmt: skip
+def test_what_is_written_in_a_hurry_is_the_same(value: Any) -> None:
+    document = values._Writer(attach=True).walk(value, "value")
+    assert encode(value).document == document
+    assert encode(value).text == json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def test_decoded_arrays_are_writable_and_not_shared() -> None:
     for value in (np.zeros(3), BIG):
         encoded = encode(value)
