@@ -82,7 +82,6 @@ class _Decorated(Generic[P, R]):
         if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
             raise WorkflowError(f"{function.__qualname__} is a coroutine or generator; decorate plain functions.")
         self.__wrapped__ = function
-        self._step = _name(function)
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__
         self.__module__, self.__doc__ = function.__module__, function.__doc__
 
@@ -148,7 +147,7 @@ class QuantumFunction(_Decorated[P, Request]):
         if scope is None:
             return _evaluate_outside(self.__name__, describe, next(self._calls))
         scope.run.go_on(scope)
-        return scope.run.evaluate(scope, scope.next(self._step), self.__name__, describe)
+        return scope.run.evaluate(scope, scope.next(_name(self)), self.__name__, describe)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[Any]:
         """Queue the evaluation and return a future for its value."""
@@ -681,7 +680,11 @@ def _outcome_outside(
 
 def _name(function: Any) -> str:
     """A function's name as a step of a location."""
-    name = str(getattr(unwrap(function), "__name__", type(function).__name__))
+    return _letters(str(getattr(unwrap(function), "__name__", type(function).__name__)))
+
+
+@functools.lru_cache(maxsize=256)
+def _letters(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]", "", name) or "call"
 
 

@@ -28,7 +28,7 @@ from qiskit.quantum_info import Pauli, SparsePauliOp
 from hybridq.backends import Adjoint, Aer, AnyBackend, Backend, named_backend, physical_circuit
 from hybridq.errors import NotFinite, WorkflowError
 from hybridq.location import Location, seed_key
-from hybridq.values import circuit_digest, digest
+from hybridq.values import circuit_digest, digest, keep_digest
 
 if TYPE_CHECKING:
     from qiskit.primitives import BitArray
@@ -583,7 +583,7 @@ def _mark(observable: SparsePauliOp) -> Any:
 
 
 def _template(circuit: QuantumCircuit, observables: Any, backend: AnyBackend) -> tuple[Template, tuple[int, ...]]:
-    circuit = _plain_copy(circuit)
+    original, circuit = circuit, _plain_copy(circuit)
     in_place = _sampled_in_place(circuit)
     flat, shape = ([], ()) if observables is None else _flatten(observables)
     if observables is not None:
@@ -605,8 +605,11 @@ def _template(circuit: QuantumCircuit, observables: Any, backend: AnyBackend) ->
             f"the circuit has {circuit.num_clbits} classical bits but measures into none of them; add measurements, or "
             "drop the classical bits to have every qubit measured."
         )
+    structure = circuit_digest(circuit)
+    if type(original) is QuantumCircuit:
+        keep_digest(original, circuit, structure)
     identity = digest([
-        circuit_digest(circuit), [o.to_list() for o in flat] if observables is not None else None, backend.identity,
+        structure, [o.to_list() for o in flat] if observables is not None else None, backend.identity,
     ])  # fmt: skip
     return (
         Template(

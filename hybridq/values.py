@@ -16,6 +16,7 @@ import io
 import json
 import math
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,17 @@ import numpy as np
 
 from hybridq.errors import Corrupt, Unhashable
 
-__all__ = ["MAX_VALUE_BYTES", "Encoded", "circuit_digest", "decode", "digest", "digest_bytes", "encode", "same_value"]
+__all__ = [
+    "MAX_VALUE_BYTES",
+    "Encoded",
+    "circuit_digest",
+    "decode",
+    "digest",
+    "digest_bytes",
+    "encode",
+    "keep_digest",
+    "same_value",
+]
 
 MAX_VALUE_BYTES = 256 * 10**6
 """Largest encoded value, in bytes; larger ones are refused by name."""
@@ -439,8 +450,37 @@ def circuit_digest(circuit: Any) -> str:
     used; a parameter is known by its position in ``circuit.parameters``. Raises `Unhashable` for an instruction that
     has neither a standard meaning nor a definition.
     """
+    known = _digests.get(id(circuit))
+    if known is not None and known.circuit() is circuit and known.snapshot == _snapshot(circuit):
+        return known.digest
     positions = {p: i for i, p in enumerate(circuit.parameters)}
     return digest_bytes(_dumps(_structure(circuit, positions)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Digest:
+    circuit: weakref.ref[Any]
+    snapshot: Any
+    digest: str
+
+
+_digests: dict[int, _Digest] = {}
+"""Of circuits that were copied and hashed; what they were is kept, so that a changed one is hashed again."""
+_MOST_DIGESTS, _MOST_INSTRUCTIONS = 64, 256
+
+
+def keep_digest(circuit: Any, copy: Any, digest: str) -> None:
+    """Note ``digest`` of ``copy``, which nobody changes, as that of ``circuit`` for as long as it is equal to it."""
+    if len(copy._data) > _MOST_INSTRUCTIONS:
+        return
+    if len(_digests) >= _MOST_DIGESTS:
+        _digests.clear()
+    _digests[id(circuit)] = _Digest(weakref.ref(circuit), _snapshot(copy), digest)
+
+
+def _snapshot(circuit: Any) -> Any:
+    """What the structure of a circuit hangs on, to be compared."""
+    return circuit.num_qubits, circuit.num_clbits, circuit.global_phase, circuit._data[:]
 
 
 def _structure(circuit: Any, positions: Mapping[Any, int]) -> list[Any]:

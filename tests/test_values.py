@@ -240,6 +240,26 @@ def test_what_is_written_in_a_hurry_is_the_same(value: Any) -> None:
     assert encode(value).text == json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def test_a_kept_digest_holds_until_the_circuit_changes() -> None:
+    circuit = efficient_su2(2, reps=1)
+    other, found = circuit.copy(), circuit_digest(circuit)
+    values.keep_digest(circuit, circuit.copy(), "kept")
+    assert circuit_digest(circuit) == "kept"
+    assert circuit_digest(other) == found
+    for edit, undo in (
+        (lambda c: c.x(0), lambda c: c.data.pop()),
+        (lambda c: setattr(c, "global_phase", 1.0), lambda c: setattr(c, "global_phase", 0.0)),
+    ):
+        edit(circuit)
+        edit(other)
+        assert circuit_digest(circuit) == circuit_digest(other) not in ("kept", found)
+        undo(circuit)
+        undo(other)
+        assert circuit_digest(circuit) == "kept"
+    circuit.add_register(ClassicalRegister(1))
+    assert circuit_digest(circuit) not in ("kept", found)
+
+
 def test_decoded_arrays_are_writable_and_not_shared() -> None:
     for value in (np.zeros(3), BIG):
         encoded = encode(value)
