@@ -63,6 +63,10 @@ class Encoded:
         document = self.document
         return document.json.encode() if isinstance(document, Written) else _dumps(document)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the text, which would travel beside what it is made of."""
+        return {"document": self.document, "attachments": self.attachments}
+
     @property
     def nbytes(self) -> int:
         """Size of document and attachments together, in bytes."""

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -238,6 +239,17 @@ def test_what_is_written_in_a_hurry_is_the_same(value: Any) -> None:
     document = values._Writer(attach=True).walk(value, "value")
     assert encode(value).document == document
     assert encode(value).text == json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("value", [np.arange(3.0), Reading(0.5), [1.0, "text"]])
+def test_what_is_encoded_travels_between_processes(value: Any) -> None:
+    encoded = encode(value)
+    assert encoded.text
+    packed = pickle.dumps(encoded)
+    again = pickle.loads(packed)
+    assert again == encoded
+    assert (again.text, type(again.document)) == (encoded.text, type(encoded.document))
+    assert len(packed) < 2 * len(encoded.text) + 400
 
 
 def test_a_kept_digest_holds_until_the_circuit_changes() -> None:
