@@ -3,12 +3,16 @@
 efficient_su2(n, reps=2, linear), open Heisenberg chain, 40 iterations. `bare` is scipy with lightning's C++ core and
 nothing else; `loop` is `hq.minimize` in a run, journal on, in the driver's engine process; `bound` is 1.15 bare + 60.
 `evaluation` is a value asked for in a plain ``for`` loop of a workflow, `value` the same by the bare engine, `added`
-their difference.
+their difference; `trip` is the part of it that two processes of this machine take to hand each other the same number
+of bytes through pipes, with nothing done on either side but as long a pause as the evaluation.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from typing import Any
@@ -20,6 +24,7 @@ from scipy.optimize import minimize
 import hybridq as hq
 from benchmarks.adjoint import heisenberg, lightning
 from hybridq.engines.aer import AerEngine
+from hybridq.engines.wire import pack, pack_outcomes
 from hybridq.location import Location
 from hybridq.program import Request, program
 
@@ -50,6 +55,32 @@ def study(n: int) -> dict[str, float]:
             "evaluation": evaluation}  # fmt: skip
 
 
+_ECHO = """
+import os, sys, time
+while os.read(0, 65536):
+    end = time.perf_counter() + float(sys.argv[1])
+    while time.perf_counter() < end:
+        pass
+    os.write(1, bytes(int(sys.argv[2])))
+"""
+
+
+def trip(asked: Any, outcome: Any, seconds: float) -> float:
+    """Seconds from a request to its answer, beyond the ``seconds`` that the other process is busy with it."""
+    request, answer = len(pack([asked]).payload), len(pack_outcomes([outcome]))
+    command = [sys.executable, "-S", "-c", _ECHO, str(seconds), str(answer)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as echo:
+        assert echo.stdin is not None
+        assert echo.stdout is not None
+        times = []
+        for _ in range(EVALUATIONS):
+            begun = time.perf_counter()
+            os.write(echo.stdin.fileno(), bytes(request))
+            os.read(echo.stdout.fileno(), 65536)
+            times.append(time.perf_counter() - begun)
+    return statistics.median(times) - seconds
+
+
 def run(compare: Any) -> list[dict[str, Any]]:
     rows = []
     for n in SIZES:
@@ -59,7 +90,7 @@ def run(compare: Any) -> list[dict[str, Any]]:
         circuit = efficient_su2(n, reps=2, entanglement="linear")
         asked = program(Request(circuit, heisenberg(n), start), seed=0, location=Location("benchmark/energy[0]"))
         engine.evaluate([asked])
-        bare, value, found = [], [], []
+        bare, value, found, trips = [], [], [], []
         for _ in range(ROUNDS):
             begun = time.perf_counter()
             result = minimize(evaluate, start, jac=True, method="L-BFGS-B", options=OPTIONS)
@@ -68,6 +99,7 @@ def run(compare: Any) -> list[dict[str, Any]]:
             for _ in range(EVALUATIONS):
                 engine.evaluate([asked])
             value.append((time.perf_counter() - begun) / EVALUATIONS)
+            trips.append(trip(asked, engine.evaluate([asked])[0], value[-1]))
             with tempfile.TemporaryDirectory() as store:
                 found.append(hq.run(study, n, store=store))
             assert abs(found[-1]["value"] - result.fun) < 1e-6
@@ -76,5 +108,6 @@ def run(compare: Any) -> list[dict[str, Any]]:
         rows.append({
             "qubits": n, "steps": found[0]["steps"], "bare": alone, "loop": loop, "bound": 1.15 * alone + 60,
             "value": single, "evaluation": evaluation, "added": evaluation - single,
+            "trip": 1e6 * statistics.median(trips),
         })  # fmt: skip
     return rows

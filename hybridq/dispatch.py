@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from hybridq.cluster import Cluster
 
 __all__ = [
-    "Advanced", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "Places", "ProgramAsk", "StepAsk", "driver_device",
-    "driver_engine", "places_of",
+    "Advanced", "Changed", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "Places", "ProgramAsk", "StepAsk",
+    "driver_device", "driver_engine", "places_of",
 ]  # fmt: skip
 
 _ATTEMPTS = 3
@@ -76,6 +76,10 @@ _UNGUARDED = (
     "the script calls hq.run at its top level, and each worker process imports the script: put the call below "
     '`if __name__ == "__main__":`.'
 )
+
+
+class Changed(Exception):
+    """A program is not what was asked for: something that it was made of has changed since."""
 
 
 class Interrupted(BaseException):
@@ -122,6 +126,9 @@ class ProgramAsk(_Ask):
 
     program: Program
     finish: Callable[[Evaluated], Any]
+    unchanged: Callable[[], bool] | None = None
+    """Whether the program is what was asked for, if that is still to be looked at: best while it is evaluated. Where it
+    is not, it fails as `Changed`."""
     rows: str = ""
     """Which rows of a program that is spread over workers, as "[0:250]"."""
 
@@ -182,9 +189,7 @@ class Places:
 
     def at_hand(self, required: Need) -> bool:
         """Whether the driver's engine is the place for a lone program: it is short, or fits nowhere else."""
-        if required.bytes > _driver_bytes():
-            return False
-        return required.seconds < _WORTH_THE_TRIP or required.bytes > max(d.bytes for d in self.workers)
+        return _at_hand(required, self.workers)
 
     def placed(self, required: Need, *, alone: bool, what: str = "the program", device: str = "", backend: str = ""
                ) -> str:  # fmt: skip
@@ -207,12 +212,19 @@ class Places:
         return max(worker.bytes for worker in self.workers)
 
 
+def _at_hand(required: Need, workers: Sequence[Device]) -> bool:
+    if required.bytes > _driver_bytes():
+        return False
+    return required.seconds < _WORTH_THE_TRIP or required.bytes > max(d.bytes for d in workers)
+
+
 @functools.cache
 def driver_engine() -> EngineProcess:
     """The engine process of this driver: started at the first use, shared by everything in the process."""
-    return EngineProcess(_driver_bytes(), name="driver")
+    return EngineProcess(_driver_bytes(), name="driver", eager=True)
 
 
+@functools.cache
 def _driver_bytes() -> int:
     return int(psutil.virtual_memory().total * 0.4)
 
@@ -269,13 +281,14 @@ class Dispatcher:
         """Resolve ``ask.future``: at hand, in this thread, if the placement says so; else as `submit` does."""
         try:
             required = self.need(ask.program)
-            hosted = self._hosted(ask.program)
-            near = alone and not hosted and Places(tuple(self._workers_known()), "").at_hand(required)
+            near = alone and not self._hosted(ask.program) and _at_hand(required, self._workers_known())
         except HybridqError as error:
             ask.future.set_exception(error)
             return
         if near:
             _resolve(ask.future, lambda: ask.finish(self._evaluate_here(ask)))
+        elif ask.unchanged is not None and not ask.unchanged():
+            ask.future.set_exception(Changed())
         else:
             self.submit(ask)
 
@@ -434,13 +447,28 @@ class Dispatcher:
         while True:
             self._refuse_if_closed()
             started = time.time()
-            outcome = driver_engine().evaluate([ask.program], ask.timeout)[0]
+            outcome = self._checked(ask) if ask.unchanged else driver_engine().evaluate([ask.program], ask.timeout)[0]
             if isinstance(outcome, Outcome):
                 self._learn(ask.program, outcome)
                 return Evaluated(outcome, started, "driver", ask.attempt)
             ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
             if not _worth_another_try(outcome, ask.tries):
                 raise outcome
+
+    def _checked(self, ask: ProgramAsk) -> Outcome | HybridqError:
+        """Evaluate a program of which it is still to be seen, meanwhile, whether it is what was asked for."""
+        check, ask.unchanged = ask.unchanged, None
+        assert check is not None
+        found: list[bool] = []
+        try:
+            outcome = driver_engine().evaluate([ask.program], ask.timeout, lambda: found.append(check()))[0]
+        except HybridqError:
+            if not check():
+                raise Changed from None
+            raise
+        if not (found[0] if found else check()):
+            raise Changed
+        return outcome
 
     def _advance_here(self, ask: LoopAsk) -> Advanced:
         while True:

@@ -587,12 +587,17 @@ def _start_point(x0: Any) -> np.ndarray[Any, Any]:
 
 
 def _check_method(method: Any) -> None:
-    from scipy import optimize
-
     if method is None or callable(method):
         return
     if not isinstance(method, str):
         raise WorkflowError(f"method is {method!r}; give the name of one of scipy's methods, or a callable.")
+    _check_name(method)
+
+
+@functools.cache
+def _check_name(method: str) -> None:
+    from scipy import optimize
+
     try:
         optimize.show_options("minimize", method, disp=False)
     except ValueError as error:
@@ -696,7 +701,11 @@ def _outcome_outside(
 
 def _name(function: Any) -> str:
     """A function's name as a step of a location."""
-    name = str(getattr(unwrap(function), "__name__", type(function).__name__))
+    return _letters(str(getattr(unwrap(function), "__name__", type(function).__name__)))
+
+
+@functools.lru_cache(maxsize=256)
+def _letters(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]", "", name) or "call"
 
 

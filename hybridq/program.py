@@ -29,7 +29,7 @@ from hybridq.backends import Adjoint, Aer, AnyBackend, Backend, physical_circuit
 from hybridq.errors import NotFinite, WorkflowError
 from hybridq.location import Location, seed_key
 from hybridq.sites import LOCAL, Site
-from hybridq.values import circuit_digest, digest
+from hybridq.values import circuit_digest, digest, keep_digest
 
 if TYPE_CHECKING:
     from qiskit.primitives import BitArray
@@ -289,11 +289,13 @@ class Outcome:
 
 
 def program(request: Request, *, seed: int, location: Location, gradient: str = "none",
-            site: Site = LOCAL) -> Program:  # fmt: skip
+            site: Site = LOCAL, later: list[Callable[[], bool]] | None = None) -> Program:  # fmt: skip
     """Check ``request`` once and for all, and make it a program whose rows are seeded by ``seed`` and ``location``.
 
     ``gradient`` is ``none``, or one of `GRADIENTS` for derivatives by all parameters with the values; ``site`` says
-    what evaluates a request that names nothing, and what the name of a device stands for.
+    what evaluates a request that names nothing, and what the name of a device stands for. With a list ``later``,
+    objects that were described before are taken to be unchanged, and a function is put there that looks: where it says
+    False, the program is not the request's.
     Raises `WorkflowError` for anything written wrongly, before anything is spent, `NoDevice` for a device that is
     missing, and `NotFinite` for parameters that are NaN or infinite.
     """
@@ -303,19 +305,20 @@ def program(request: Request, *, seed: int, location: Location, gradient: str = 
             "do nothing else. Put classical arithmetic into a classical step or the workflow."
         )
     backend, device = site.resolve(request.backend)
-    template, observables_shape = _templates.get(request.circuit, request.observables, backend)
+    template, observables_shape = _templates.get(request.circuit, request.observables, backend, later)
     theta = _parameters(request.theta, template.circuit)
     shots = _shots(request, template)
     batch_shape = theta.shape[:-1]
     try:
-        np.broadcast_shapes(batch_shape, observables_shape)
+        if batch_shape and observables_shape:
+            np.broadcast_shapes(batch_shape, observables_shape)
     except ValueError:
         raise WorkflowError(
             f"parameters of batch shape {batch_shape} and observables of shape {observables_shape} do not broadcast; "
             "give them equal leading shapes, or 1 where one is to be repeated."
         ) from None
     rows = theta.reshape(math.prod(batch_shape), template.num_parameters)
-    plan = numeric_plan(template, shots, gradient, request.grouping)
+    plan = _plan(template, shots, gradient, request.grouping)
     if plan.sampling == "exact" and plan.gradient != "spsa":
         seeds = np.zeros((len(rows), 2), dtype=np.uint64)
     else:
@@ -333,6 +336,9 @@ def result(program: Program, outcome: Outcome) -> Estimate | BitArray:
 
         bits = outcome.bits.reshape(*program.batch_shape, *outcome.bits.shape[1:])
         return BitArray(bits, program.template.circuit.num_clbits or program.template.num_qubits)
+    if _single(program, outcome) and _all_finite(outcome):
+        stderr = outcome.stderrs.item() if program.shots is not None else 0.0
+        return Estimate(outcome.values.item(), stderr, program.shots)
     _check_finite(program, outcome)
     return Estimate(
         _arrange(program, outcome.values),
@@ -346,11 +352,25 @@ def derivatives(program: Program, outcome: Outcome) -> Array:
 
     Raises `NotFinite` as `result` does.
     """
-    _check_finite(program, outcome)
     assert outcome.gradients is not None
+    if _single(program, outcome) and _all_finite(outcome):
+        single: Array = outcome.gradients[0, 0].copy()
+        return single
+    _check_finite(program, outcome)
     columns = [_arrange(program, outcome.gradients[:, :, p]) for p in range(program.template.num_parameters)]
     shape = np.broadcast_shapes(program.batch_shape, program.observables_shape)
     return np.stack(columns, axis=-1) if columns else np.zeros((*shape, 0))
+
+
+def _single(program: Program, outcome: Outcome) -> bool:
+    """Whether it is one value, not an array of one: what loops ask for, in a hurry."""
+    return outcome.values.shape == (1, 1) and program.batch_shape == program.observables_shape == ()
+
+
+def _all_finite(outcome: Outcome) -> bool:
+    """Whether an outcome of one value is finite, with its error and its gradient."""
+    finite = math.isfinite(outcome.values.item()) and math.isfinite(outcome.stderrs.item())
+    return finite and (outcome.gradients is None or bool(np.isfinite(outcome.gradients).all()))
 
 
 def _check_finite(program: Program, outcome: Outcome) -> None:
@@ -471,36 +491,79 @@ def _weight(observable: SparsePauliOp) -> float:
 # -- templates ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A template with what the researcher's own objects were when it was made, to tell whether they are that still."""
+
+    circuit: QuantumCircuit
+    observables: Any
+    instructions: Any
+    """Of a copy of the circuit, so that nothing in them changes with it."""
+    width: tuple[int, int]
+    """Qubits and classical bits."""
+    phase: Any
+    marks: Any
+    template: Template
+    shape: tuple[int, ...]
+
+    def of(self, circuit: Any, observables: Any) -> bool:
+        """Whether these are the same objects, of the same size."""
+        return (
+            self.circuit is circuit
+            and self.observables is observables
+            and len(circuit._data) == len(self.instructions)
+            and circuit.num_parameters == self.template.num_parameters
+        )
+
+    def holds(self) -> bool:
+        """Whether nothing in the objects has changed."""
+        circuit, observables = self.circuit, self.observables
+        data = circuit._data
+        return (
+            (circuit.num_qubits, circuit.num_clbits) == self.width
+            and (data[:] if isinstance(self.instructions, list) else data) == self.instructions
+            and circuit.global_phase == self.phase
+            and bool(_marks(observables) == self.marks)
+        )
+
+
+_LISTED = 256
+"""Instructions up to which a circuit's are kept as a list: compared in half the time, in many times the memory."""
+
+
 class _TemplateCache:
     """Templates by the researcher's own objects, so that a loop fingerprints its circuit once.
 
-    Circuits and observables can be changed in place; each hit is compared with the template's snapshot (tens of
-    microseconds), so a changed object makes a new template and never meets an old result.
+    Circuits and observables can be changed in place; each hit is compared with what they were (a microsecond a gate),
+    so a changed object makes a new template and never meets an old result.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[int, int, str], tuple[Any, Any, Template, tuple[int, ...], Any]] = OrderedDict()
+        self._known: OrderedDict[tuple[int, int, str], _Known] = OrderedDict()
 
-    def get(self, circuit: Any, observables: Any, backend: AnyBackend) -> tuple[Template, tuple[int, ...]]:
+    def get(self, circuit: Any, observables: Any, backend: AnyBackend, later: list[Callable[[], bool]] | None = None
+            ) -> tuple[Template, tuple[int, ...]]:  # fmt: skip
         key = (id(circuit), id(observables), backend.identity)
         with self._lock:
             entry = self._known.get(key)
-        if entry is not None:
-            known_circuit, known_observables, template, shape, phase = entry
-            if (
-                known_circuit is circuit
-                and known_observables is observables
-                and circuit.num_qubits == template.num_qubits
-                and circuit._data == template.circuit._data
-                and circuit.global_phase == phase
-                and _same_observables(observables, template, shape)
-            ):
-                return template, shape
+        if entry is not None and entry.of(circuit, observables):
+            if later is not None:
+                later.append(entry.holds)
+                return entry.template, entry.shape
+            if entry.holds():
+                return entry.template, entry.shape
+        if not isinstance(circuit, QuantumCircuit):
+            raise WorkflowError(f"the circuit is {_describe(circuit)}; give a qiskit.QuantumCircuit.")
+        # what is compared later is taken first: what changes from here on is noticed
+        copy = _plain_copy(circuit)
+        instructions = copy._data[:] if len(copy._data) <= _LISTED else copy._data
+        width, marks = (copy.num_qubits, copy.num_clbits), _marks(observables)
         template, shape = _template(circuit, observables, backend)
+        found = _Known(circuit, observables, instructions, width, copy.global_phase, marks, template, shape)
         with self._lock:
-            self._known[key] = (circuit, observables, template, shape, template.circuit.global_phase)
+            self._known[key] = found
             self._known.move_to_end(key)
             while len(self._known) > self._capacity:
                 self._known.popitem(last=False)
@@ -510,30 +573,27 @@ class _TemplateCache:
 _templates = _TemplateCache(capacity=512)
 
 
-def _same_observables(observables: Any, template: Template, shape: tuple[int, ...]) -> bool:
-    if observables is None:
-        return not template.observables
-    flat, found = ([observables], ()) if isinstance(observables, SparsePauliOp) else _flatten(observables)
-    return (
-        found == shape
-        and len(flat) == len(template.observables)
-        and all(_same_observable(mine, snapshot) for mine, snapshot in zip(flat, template.observables, strict=True))
-    )
+def _marks(observables: Any) -> Any:
+    """What observables are, down to the bytes, to be compared."""
+    if observables is None or isinstance(observables, str):
+        return observables
+    if isinstance(observables, SparsePauliOp):
+        return _mark(observables)
+    flat, shape = _flatten(observables)
+    return (shape, [_mark(observable) for observable in flat])
 
 
-def _same_observable(mine: SparsePauliOp, snapshot: SparsePauliOp) -> bool:
-    return (
-        np.array_equal(mine.coeffs, snapshot.coeffs)
-        and np.array_equal(mine.paulis.x, snapshot.paulis.x)
-        and np.array_equal(mine.paulis.z, snapshot.paulis.z)
-        and np.array_equal(mine.paulis.phase, snapshot.paulis.phase)
-    )
+def _mark(observable: SparsePauliOp) -> Any:
+    paulis, coefficients = observable.paulis, observable.coeffs
+    if coefficients.dtype == object:
+        coefficients = coefficients.tolist()
+    else:
+        coefficients = (coefficients.dtype, coefficients.tobytes())
+    return (coefficients, paulis.num_qubits, paulis.x.tobytes(), paulis.z.tobytes(), paulis._phase.tobytes())
 
 
-def _template(circuit: Any, observables: Any, backend: AnyBackend) -> tuple[Template, tuple[int, ...]]:
-    if not isinstance(circuit, QuantumCircuit):
-        raise WorkflowError(f"the circuit is {_describe(circuit)}; give a qiskit.QuantumCircuit.")
-    circuit = _plain_copy(circuit)
+def _template(circuit: QuantumCircuit, observables: Any, backend: AnyBackend) -> tuple[Template, tuple[int, ...]]:
+    original, circuit = circuit, _plain_copy(circuit)
     in_place = _sampled_in_place(circuit)
     flat, shape = ([], ()) if observables is None else _flatten(observables)
     if observables is not None:
@@ -555,8 +615,11 @@ def _template(circuit: Any, observables: Any, backend: AnyBackend) -> tuple[Temp
             f"the circuit has {circuit.num_clbits} classical bits but measures into none of them; add measurements, or "
             "drop the classical bits to have every qubit measured."
         )
+    structure = circuit_digest(circuit)
+    if type(original) is QuantumCircuit:
+        keep_digest(original, circuit, structure)
     identity = digest([
-        circuit_digest(circuit), [o.to_list() for o in flat] if observables is not None else None, backend.identity,
+        structure, [o.to_list() for o in flat] if observables is not None else None, backend.identity,
     ])  # fmt: skip
     return (
         Template(
@@ -756,6 +819,15 @@ def _adjoint_installed() -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def _plan(template: Template, shots: int | None, gradient: str, grouping: str | None) -> NumericPlan:
+    """The `numeric_plan` of a program, made once for each template and kind of evaluation."""
+    key = f"plan {shots is None} {gradient} {grouping!r}"
+    found: NumericPlan | None = template.cache.get(key)
+    if found is None:
+        found = template.cache[key] = numeric_plan(template, shots, gradient, grouping)
+    return found
 
 
 def numeric_plan(template: Template, shots: int | None, gradient: str = "none", grouping: str | None = None

@@ -16,6 +16,7 @@ import io
 import json
 import math
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,17 @@ import numpy as np
 
 from hybridq.errors import Corrupt, Unhashable
 
-__all__ = ["MAX_VALUE_BYTES", "Encoded", "circuit_digest", "decode", "digest", "digest_bytes", "encode", "same_value"]
+__all__ = [
+    "MAX_VALUE_BYTES",
+    "Encoded",
+    "circuit_digest",
+    "decode",
+    "digest",
+    "digest_bytes",
+    "encode",
+    "keep_digest",
+    "same_value",
+]
 
 MAX_VALUE_BYTES = 256 * 10**6
 """Largest encoded value, in bytes; larger ones are refused by name."""
@@ -46,14 +57,38 @@ class Encoded:
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     """Bytes by file name, ``<sha256>.npy`` or ``<sha256>.qpy``."""
 
+    @functools.cached_property
+    def text(self) -> bytes:
+        """The document as JSON."""
+        document = self.document
+        return document.json.encode() if isinstance(document, Written) else _dumps(document)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the text, which would travel beside what it is made of."""
+        return {"document": self.document, "attachments": self.attachments}
+
     @property
     def nbytes(self) -> int:
         """Size of document and attachments together, in bytes."""
-        return len(_dumps(self.document)) + sum(map(len, self.attachments.values()))
+        return len(self.text) + sum(map(len, self.attachments.values()))
+
+
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def _dumps(document: Any) -> bytes:
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _to_json(document).encode()
+
+
+class Written(dict[str, Any]):
+    """A document that knows its JSON: that of a short array or of a few numbers, of which a loop writes many."""
+
+    __slots__ = ("json",)
+
+    def __init__(self, document: Mapping[str, Any], json: str) -> None:
+        super().__init__(document)
+        self.json = json
+        """What `json.dumps` makes of it, without spaces."""
 
 
 def digest_bytes(data: bytes) -> str:
@@ -69,6 +104,9 @@ def encode(value: Any, what: str = "value") -> Encoded:
     ``BitArray``. An array's byte order and memory layout are not kept. Raises `Unhashable` for anything else, for
     values nested more than 100 deep, and for values over `MAX_VALUE_BYTES`.
     """
+    written = _written(value)
+    if written is not None:
+        return Encoded(written)
     writer = _Writer(attach=True)
     encoded = Encoded(writer.walk(value, what), writer.attachments)
     if encoded.nbytes > MAX_VALUE_BYTES:
@@ -77,6 +115,46 @@ def encode(value: Any, what: str = "value") -> Encoded:
             "Write it to a file of your own and return the file's name and checksum."
         )
     return encoded
+
+
+def _written(value: Any) -> Written | None:
+    """The document of a short vector of floats, or of a dataclass of nothing but numbers; None for anything else."""
+    kind: Any = type(value)
+    if kind is np.ndarray:
+        if value.dtype != _FLOAT or value.nbytes > _INLINE_ARRAY_BYTES or value.ndim != 1:
+            return None
+        data, size = _base64(value.tobytes()), len(value)
+        array = {_TAG: "array", "d": "<f8", "s": [size], "v": data}
+        return Written(array, f'{{"{_TAG}":"array","d":"<f8","s":[{size}],"v":"{data}"}}')
+    layout = _layout(kind)
+    if layout is None:
+        return None
+    name, members = layout
+    numbers: dict[str, Any] = {}
+    for member in members:
+        number = numbers[member] = getattr(value, member)
+        if not (number is None or (type(number) is float and math.isfinite(number)) or type(number) is int):
+            return None
+        if type(number) is int and number.bit_length() > _LONG_INT_BITS:
+            return None
+    text = ",".join([f'"{m}":{"null" if number is None else repr(number)}' for m, number in numbers.items()])
+    return Written(
+        {_TAG: "dataclass", "t": name, "v": numbers}, f'{{"{_TAG}":"dataclass","t":"{name}","v":{{{text}}}}}'
+    )
+
+
+_FLOAT = np.dtype("<f8")
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(kind: Any) -> tuple[str, tuple[str, ...]] | None:
+    """Name and members of a dataclass that can be stored and is called by plain ASCII; None for any other class."""
+    described: bool = dataclasses.is_dataclass(kind)
+    if not described or issubclass(kind, enum.Enum) or "<locals>" in kind.__qualname__:
+        return None
+    name, members = _type_name(kind, ""), _members(kind)
+    plain = all(part.isascii() and part.isprintable() and not set(part) & set('"\\') for part in (name, *members))
+    return (name, members) if plain else None
 
 
 def digest(value: Any, what: str = "value") -> str:
@@ -132,7 +210,9 @@ class _Writer:
             self._open.discard(id(value))
 
     def _tagged(self, value: Any, path: str) -> Any:
-        kind = type(value)
+        kind: Any = type(value)
+        if kind is np.ndarray:
+            return self._array(value, path)
         if kind is list:
             return [self.walk(v, f"{path}[{i}]") for i, v in enumerate(value)]
         if kind is tuple:
@@ -146,20 +226,14 @@ class _Writer:
         if kind in (set, frozenset):
             members = [self.walk(v, f"{path}{{{v!r:.40}}}") for v in value]
             return {_TAG: kind.__name__, "v": sorted(members, key=_dumps)}
-        if isinstance(value, np.ndarray) and kind is np.ndarray:
-            return self._array(value, path)
         if isinstance(value, np.generic) and value.dtype.kind in "biufcSU":
             return {_TAG: "scalar", "v": self._array(np.asarray(value), path)}
         if isinstance(value, enum.Enum):  # a combination of flags has a number, but no name of its own
             member = int(value.value) if isinstance(value, enum.Flag) else value.name
             return {_TAG: "enum", "t": _type_name(kind, path), "v": member}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-            return {
-                _TAG: "dataclass",
-                "t": _type_name(kind, path),
-                "v": {name: self.walk(v, f"{path}.{name}") for name, v in fields.items()},
-            }
+            fields = {name: self.walk(getattr(value, name), f"{path}.{name}") for name in _members(kind)}
+            return {_TAG: "dataclass", "t": _type_name(kind, path), "v": fields}
         return self._library(value, path)
 
     def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
@@ -170,12 +244,12 @@ class _Writer:
         return {_TAG: "dict", "v": pairs if self.attach else sorted(pairs, key=_dumps)}
 
     def _array(self, array: np.ndarray[Any, Any], path: str) -> Any:
-        if array.dtype.kind not in "biufcSU" or array.dtype.newbyteorder("=") in _EXTENDED:
+        dtype = _stored(array.dtype)
+        if dtype is None:
             raise Unhashable(
                 f"{path} is of dtype {array.dtype}; numbers of up to 64 bits a component, booleans and strings can be "
                 "recorded."
             )
-        dtype = array.dtype.newbyteorder("<")
         array = np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)
         head = {_TAG: "array", "d": dtype.str, "s": list(array.shape)}
         if array.nbytes <= _INLINE_ARRAY_BYTES:
@@ -218,6 +292,20 @@ class _Writer:
             f"{path} is a {kind.__module__}.{kind.__qualname__}, which can be neither hashed nor stored as data. "
             "Pass numbers, strings, lists, dicts, arrays, circuits, observables or dataclasses of these."
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _members(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass that make an instance of it."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.init)
+
+
+@functools.lru_cache(maxsize=256)
+def _stored(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """What an array of ``dtype`` is stored as; None if it is not."""
+    if dtype.kind not in "biufcSU" or dtype.newbyteorder("=") in _EXTENDED:
+        return None
+    return dtype.newbyteorder("<")
 
 
 def _base64(data: bytes | bytearray) -> str:
@@ -366,8 +454,37 @@ def circuit_digest(circuit: Any) -> str:
     used; a parameter is known by its position in ``circuit.parameters``. Raises `Unhashable` for an instruction that
     has neither a standard meaning nor a definition.
     """
+    known = _digests.get(id(circuit))
+    if known is not None and known.circuit() is circuit and known.snapshot == _snapshot(circuit):
+        return known.digest
     positions = {p: i for i, p in enumerate(circuit.parameters)}
     return digest_bytes(_dumps(_structure(circuit, positions)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Digest:
+    circuit: weakref.ref[Any]
+    snapshot: Any
+    digest: str
+
+
+_digests: dict[int, _Digest] = {}
+"""Of circuits that were copied and hashed; what they were is kept, so that a changed one is hashed again."""
+_MOST_DIGESTS, _MOST_INSTRUCTIONS = 64, 256
+
+
+def keep_digest(circuit: Any, copy: Any, digest: str) -> None:
+    """Note ``digest`` of ``copy``, which nobody changes, as that of ``circuit`` for as long as it is equal to it."""
+    if len(copy._data) > _MOST_INSTRUCTIONS:
+        return
+    if len(_digests) >= _MOST_DIGESTS:
+        _digests.clear()
+    _digests[id(circuit)] = _Digest(weakref.ref(circuit), _snapshot(copy), digest)
+
+
+def _snapshot(circuit: Any) -> Any:
+    """What the structure of a circuit hangs on, to be compared."""
+    return circuit.num_qubits, circuit.num_clbits, circuit.global_phase, circuit._data[:]
 
 
 def _structure(circuit: Any, positions: Mapping[Any, int]) -> list[Any]:

@@ -123,6 +123,19 @@ def test_each_kind_of_record_comes_back_equal(store: Path) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.kind)
+def test_a_line_is_the_json_of_its_record(record: Record) -> None:
+    fields = {"k": record.kind, **{f.name: getattr(record, f.name) for f in dataclasses.fields(record)}}
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+    assert journals._text(record) == text.encode("utf-8", "backslashreplace")[1:]
+
+
+def test_a_value_that_knows_its_json_is_written_as_any_other() -> None:
+    array = encode(np.array([0.25, -1.0])).document
+    event = Event("study/now[0]", array)
+    assert journals._text(event) == journals._text(Event("study/now[0]", dict(array)))
+
+
 def test_the_chain_is_what_the_module_says(store: Path) -> None:
     path = write(store, RECORDS)
     lines = verify(path)

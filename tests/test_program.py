@@ -15,8 +15,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
-from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter, ParameterVector
+from qiskit import ClassicalRegister, QuantumCircuit
+from qiskit.circuit import Gate, Parameter, ParameterVector
 from qiskit.primitives import BitArray
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
 from qiskit.quantum_info import Kraus, Pauli, SparsePauliOp, SuperOp
@@ -642,6 +642,50 @@ def test_changes_in_place_make_another_template(name: str) -> None:
         assert found is not template
         assert found.digest != template.digest
     assert (template.circuit, template.observables) == before  # a snapshot
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_in_place_are_noticed_by_a_later_look_too(name: str) -> None:
+    circuit, observable = two(), SparsePauliOp(["ZZ", "XI"], [1.0, 0.5])
+    request, later = Request(circuit, observable, THETA), cast(list[Any], [])
+    template = program(request, seed=0, location=AT, later=later).template
+    assert later == []  # nothing to be compared with yet
+    assert program(request, seed=0, location=AT, later=later).template is template
+    (look,) = later
+    assert look()
+    assert look()
+    CHANGES[name](circuit, observable)
+    assert not look()
+
+
+class Own(Gate):
+    """A gate that Qiskit knows nothing of; its parameters belong to whoever holds it."""
+
+    def __init__(self, angle: float) -> None:
+        super().__init__("own", 1, [angle])
+
+    def _define(self) -> None:
+        self.definition = QuantumCircuit(1)
+        self.definition.rx(self.params[0], 0)
+
+
+@pytest.mark.parametrize("count", [1, 300])
+def test_a_change_inside_an_instruction_is_noticed(count: int) -> None:
+    circuit, gate = free(1), Own(0.5)
+    for _ in range(count):
+        circuit.append(gate, [0], copy=False)
+    first = ask(circuit, "Z").template
+    assert ask(circuit, "Z").template is first
+    circuit.data[-1].operation.params[0] = 0.25
+    again = circuit.data[-1].operation.params[0] == 0.25  # whether Qiskit hands out the gate itself, or a copy
+    assert (ask(circuit, "Z").template is first) is not again
+
+
+def test_classical_bits_that_were_added_are_noticed() -> None:
+    circuit = measured()
+    first = ask(circuit, None, (), shots=5).template
+    circuit.add_register(ClassicalRegister(1, "more"))
+    assert ask(circuit, None, (), shots=5).template is not first
 
 
 def test_a_changed_pauli_or_register_is_noticed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import linecache
 import os
@@ -25,6 +26,7 @@ import scipy.optimize
 from distributed import Client
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter, ParameterVector
+from qiskit.quantum_info import SparsePauliOp
 from runs import executed, journal, replayed, report
 from scipy.optimize import OptimizeResult
 
@@ -100,6 +102,62 @@ def traced(trace: Path) -> Counter[str]:
     lines = [line.split() for line in trace.read_text().splitlines()]
     assert all(int(pid) != os.getpid() for _, pid in lines)
     return Counter(name for name, _ in lines)
+
+
+# -- circuits and observables that change between two calls ------------------------------------------------------------
+
+RENAMED = Parameter("zz")
+BETWEEN: list[Callable[[Any, Any], Any]] = [
+    lambda c, o: None,
+    lambda c, o: None,
+    lambda c, o: c.data.__setitem__(2, c.data[2].replace(qubits=c.data[2].qubits[::-1])),
+    lambda c, o: o.coeffs.__setitem__(1, 3.0),
+    lambda c, o: o.paulis.x.__setitem__((1, 0), True),
+    lambda c, o: None,
+    lambda c, o: c.assign_parameters({ANGLES[0]: RENAMED}, inplace=True),  # which comes last from here on
+    lambda c, o: setattr(c, "global_phase", 1.0),
+    lambda c, o: c.h(0),
+    lambda c, o: None,
+]
+
+
+@hq.quantum
+def given(circuit: Any, observable: Any, theta: Any) -> Any:
+    return hq.expval(circuit, observable, theta)
+
+
+def edited(fresh: bool) -> list[float]:
+    """Values after each edit; of the objects that are edited, or of copies of them that nobody has seen."""
+    circuit, observable, values = CIRCUIT.copy(), SparsePauliOp(["ZZ", "XI"], [1.0, 0.5]), []
+    for number, edit in enumerate(BETWEEN):
+        edit(circuit, observable)
+        theta: Any = [0.4, -0.7]
+        if number % 2:  # by name, which has to be one of the circuit as it is
+            theta = dict(zip([p.name for p in circuit.parameters], theta, strict=True))
+        seen = (circuit.copy(), observable.copy()) if fresh else (circuit, observable)
+        values.append(given(*seen, theta).value)
+    return values
+
+
+@hq.workflow
+def editing() -> list[float]:
+    return edited(fresh=False)
+
+
+def test_an_edit_between_two_calls_is_seen(store: Path) -> None:
+    found = report(editing, store=store)
+    assert exact(found.value) == exact(edited(fresh=True))
+    assert len(set(found.value)) >= 5
+    assert executed(found) == (len(BETWEEN), 0)
+    entries = journal(found.directory)
+    programs = [e["program"] for e in entries if e["k"] == "eval"]
+    assert [later == earlier for earlier, later in itertools.pairwise(programs)] == [
+        edit.__code__.co_code == BETWEEN[0].__code__.co_code for edit in BETWEEN[1:]
+    ]
+    assert {e["program"] for e in entries if e["k"] == "circuit"} == set(programs)
+    again = report(editing, store=store)
+    assert replayed(again) == (len(BETWEEN), 0)
+    assert exact(again.value) == exact(found.value)
 
 
 # -- an optimizer that is cut anywhere goes on as if nothing had been --------------------------------------------------

@@ -266,12 +266,12 @@ def test_slots_bound_what_runs_side_by_side(store: Path, monkeypatch: pytest.Mon
     most, now, lock = [0], [0], threading.Lock()
     evaluate = EngineProcess.evaluate
 
-    def counted(self: EngineProcess, *args: Any) -> Any:
+    def counted(self: EngineProcess, *args: Any, **options: Any) -> Any:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
         try:
-            return evaluate(self, *args)
+            return evaluate(self, *args, **options)
         finally:
             with lock:
                 now[0] -= 1
@@ -300,12 +300,12 @@ def test_a_lost_engine_of_a_device_is_replaced(store: Path, monkeypatch: pytest.
     killed: list[int] = []
     run = EngineProcess.run
 
-    def deadly(self: EngineProcess, *args: Any) -> Any:
+    def deadly(self: EngineProcess, *args: Any, **options: Any) -> Any:
         if not killed and self.name.startswith("one"):
             self.start()
             killed.append(1)
             self.kill()
-        return run(self, *args)
+        return run(self, *args, **options)
 
     monkeypatch.setattr(EngineProcess, "run", deadly)
     site = hq.Site(devices=(hq.Device(name="one", backend=NOISY),))

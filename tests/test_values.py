@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -215,6 +216,60 @@ def test_large_arrays_travel_as_attachments_named_by_their_bytes() -> None:
     )
     assert not encode(np.arange(128.0)).attachments  # 1,024 bytes
     assert encode(np.arange(129.0)).attachments
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A dataclass of numbers."""
+
+    value: Any
+    error: Any = 0.0
+    count: Any = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([0.5, -0.0, 1e-300]), np.zeros(0), np.arange(128.0), np.arange(129.0), np.ones((2, 2)),
+        np.ones(3, ">f8"), np.array([np.nan, np.inf]), Reading(0.1), Reading(-0.0, 1e300, 7), Reading(float("nan")),
+        Reading(True), Reading("a"), Reading(np.float64(0.1)), Reading(2**20_000), Reading([1.0]), Reading(-3, None, 5),
+    ],
+)  # fmt: skip
+def test_what_is_written_in_a_hurry_is_the_same(value: Any) -> None:
+    document = values._Writer(attach=True).walk(value, "value")
+    assert encode(value).document == document
+    assert encode(value).text == json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("value", [np.arange(3.0), Reading(0.5), [1.0, "text"]])
+def test_what_is_encoded_travels_between_processes(value: Any) -> None:
+    encoded = encode(value)
+    assert encoded.text
+    packed = pickle.dumps(encoded)
+    again = pickle.loads(packed)
+    assert again == encoded
+    assert (again.text, type(again.document)) == (encoded.text, type(encoded.document))
+    assert len(packed) < 2 * len(encoded.text) + 400
+
+
+def test_a_kept_digest_holds_until_the_circuit_changes() -> None:
+    circuit = efficient_su2(2, reps=1)
+    other, found = circuit.copy(), circuit_digest(circuit)
+    values.keep_digest(circuit, circuit.copy(), "kept")
+    assert circuit_digest(circuit) == "kept"
+    assert circuit_digest(other) == found
+    for edit, undo in (
+        (lambda c: c.x(0), lambda c: c.data.pop()),
+        (lambda c: setattr(c, "global_phase", 1.0), lambda c: setattr(c, "global_phase", 0.0)),
+    ):
+        edit(circuit)
+        edit(other)
+        assert circuit_digest(circuit) == circuit_digest(other) not in ("kept", found)
+        undo(circuit)
+        undo(other)
+        assert circuit_digest(circuit) == "kept"
+    circuit.add_register(ClassicalRegister(1))
+    assert circuit_digest(circuit) not in ("kept", found)
 
 
 def test_decoded_arrays_are_writable_and_not_shared() -> None:

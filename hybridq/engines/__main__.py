@@ -1,4 +1,4 @@
-"""The engine process: ``python -m hybridq.engines PARENT_PID MAX_BYTES``, started by `hybridq.engines.process`."""
+"""The engine process: ``python -m hybridq.engines PARENT_PID MAX_BYTES SPIN``, started by `hybridq.engines.process`."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ if __name__ == "__main__":
 
     from hybridq.engines.server import serve
 
-    serve(int(sys.argv[2]))
+    serve(int(sys.argv[2]), float(sys.argv[3]))

@@ -13,7 +13,7 @@ import statistics
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -263,8 +263,16 @@ def need(program: Program, calibration: Calibration | None = None, corrections: 
     Seconds are those of `seconds`, with the built-in calibration unless another is given.
     """
     template, shots = physical(program.template), program.shots or 0
-    amount = seconds(program, DEFAULT if calibration is None else calibration, corrections)
-    return Need(footprint(program), amount, program.plan.threads, template.num_qubits, shots * program.rows)
+    calibration = DEFAULT if calibration is None else calibration
+    last = template.cache.get("need")
+    found: Need
+    if last and last[0] is program.plan and last[1] is calibration and last[2:4] == (program.rows, program.shots):
+        found = last[4]
+    else:
+        amount = calibration.seconds(program)
+        found = Need(footprint(program), amount, program.plan.threads, template.num_qubits, shots * program.rows)
+        template.cache["need"] = (program.plan, calibration, program.rows, program.shots, found)
+    return found if corrections is None else replace(found, seconds=found.seconds * corrections.factor(program))
 
 
 def footprint(program: Program) -> int:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import select
 import struct
+import time
 
-__all__ = ["ADVANCE", "EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "READY", "SEARCH_PATH"]
+__all__ = [
+    "ADVANCE", "EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "READY", "SEARCH_PATH", "Spin",
+]  # fmt: skip
 
 HEAD = struct.Struct("<cQ")
 """Kind and length, before every message."""
@@ -26,3 +32,42 @@ FAILED = b"F"
 
 SEARCH_PATH = "HYBRIDQ_SEARCH_PATH"
 """Of the process' environment: the parent's folders of modules, where functions that return backends may be."""
+
+
+class Spin:
+    """Looks for a message again and again before it is waited for, where that is likely to pay.
+
+    A process that sleeps wakes up late, by a tenth of a millisecond on a virtual machine, and with cold caches. Each
+    look offers the core to whoever else wants it. A core that was taken, or ``seconds`` without a message, ends the
+    looking, here and for the next messages, for ever more of them while it stays like that.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._rest = 0
+        """Messages that are waited for without a look."""
+        self._missed = 0
+        """How often in a row looking did not pay."""
+
+    def __call__(self, poll: select.poll) -> None:
+        """Return when the pipe can be used, or when it is to be waited for."""
+        if not self._seconds:
+            return
+        if self._rest:
+            self._rest -= 1
+            return
+        now = time.perf_counter()
+        end = now + self._seconds
+        while not poll.poll(0):
+            _offer_core()
+            before, now = now, time.perf_counter()
+            if now >= end or now - before > _TAKEN:
+                self._missed = min(self._missed + 1, 7)
+                self._rest = 2**self._missed
+                return
+        self._missed = 0
+
+
+_offer_core = getattr(os, "sched_yield", functools.partial(time.sleep, 0))  # macOS has no sched_yield
+_TAKEN = 2e-4
+"""Seconds between two looks after which another process had the core."""

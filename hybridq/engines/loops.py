@@ -76,6 +76,12 @@ def encode_result(found: Any) -> tuple[Encoded, tuple[str, ...]]:
     """An ``OptimizeResult`` as data, and the names of members that are not data and were left out."""
     from scipy.optimize import OptimizeResult
 
+    # hess_inv of L-BFGS-B is an operator, whose dense form is stored: made once, not at each encoding
+    found = {key: value.todense() if hasattr(value, "todense") else value for key, value in found.items()}
+    try:
+        return encode(OptimizeResult(found)), ()
+    except Unhashable:
+        pass
     kept, left_out = OptimizeResult(), []
     for key, value in found.items():
         try:
@@ -212,7 +218,9 @@ class _Running:
             parent = self._location.parent
             at = Location(self._location.name) if parent is None else parent.child(self._location.name, i)
             seeds = np.array([seed_key(self._loop.seed, at, 0)], dtype=np.uint64)
-        return replace(first, theta=point[None], seeds=seeds)
+        return Program(
+            first.template, point[None], first.shots, seeds, first.plan, first.batch_shape, first.observables_shape
+        )  # fmt: skip
 
 
 def settings_as_data(bounds: Any, tol: Any, options: Any) -> Mapping[str, Any] | None:

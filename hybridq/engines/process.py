@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -32,6 +32,7 @@ __all__ = ["EngineProcess"]
 
 _START_SECONDS = 120.0
 _CLOSE_SECONDS = 5.0
+_SPIN_SECONDS = 0.001  # that each side of an eager process looks for a message before it sleeps
 _TAIL_BYTES = 4096  # of a dead process' stderr that an error quotes
 _READ_BYTES = 2**16  # at a time: a reply is small as a rule, and memory for a large one takes longer than the pipe
 
@@ -40,12 +41,15 @@ class EngineProcess:
     """A process of its own that evaluates programs with Aer; usable from any thread, one batch at a time.
 
     ``max_bytes`` is the memory that one program may take there, in bytes; ``name`` goes into error messages. The
-    process starts with `start` or the first batch, and again with the first batch after it died.
+    process starts with `start` or the first batch, and again with the first batch after it died. ``eager`` is for one
+    that works alone on short programs: both sides look for a message without a pause, for a bounded time, before they
+    sleep until it comes.
     """
 
-    def __init__(self, max_bytes: int, *, name: str = "engine") -> None:
+    def __init__(self, max_bytes: int, *, name: str = "engine", eager: bool = False) -> None:
         self.max_bytes = max_bytes
         self.name = name
+        self._eager = eager and _cores() > 1
         self._lock = threading.Lock()
         self._child: _Child | None = None
 
@@ -71,9 +75,11 @@ class EngineProcess:
         with self._lock:
             self._running()
 
-    def run(self, batch: Batch, timeout: float | None = None, kind: bytes = frames.EVALUATE) -> bytes:
+    def run(self, batch: Batch, timeout: float | None = None, kind: bytes = frames.EVALUATE,
+            meanwhile: Callable[[], None] | None = None) -> bytes:  # fmt: skip
         """Evaluate ``batch``; the packed outcomes, for `wire.unpack_outcomes`; of a slice of a loop, its advance.
 
+        ``meanwhile`` is called once, while the process is at it.
         ``timeout`` is in seconds, from when the batch is sent. Raises `TimedOut` after it and `EngineFailed` if the
         process dies or cannot start; in these cases, and when the wait is interrupted, the process is killed, and the
         next call starts another.
@@ -81,7 +87,7 @@ class EngineProcess:
         with self._lock:
             child = self._running()
             try:
-                return child.evaluate(batch, timeout, kind)
+                return child.evaluate(batch, timeout, kind, meanwhile)
             except BaseException:
                 # the pipe may hold half a message, and the circuit may go on: only a new process is clean
                 self._child = None
@@ -89,8 +95,11 @@ class EngineProcess:
                 child.close()
                 raise
 
-    def evaluate(self, programs: Sequence[Program], timeout: float | None = None) -> list[Outcome | HybridqError]:
+    def evaluate(self, programs: Sequence[Program], timeout: float | None = None,
+                 meanwhile: Callable[[], None] | None = None) -> list[Outcome | HybridqError]:  # fmt: skip
         """Evaluate ``programs``: an outcome or an error for each, in their order.
+
+        ``meanwhile`` is called while the process is at it, if any of them can be sent.
 
         Raises what `run` raises. A program that cannot be sent is a `WorkflowError` in its place.
         """
@@ -103,7 +112,7 @@ class EngineProcess:
             except WorkflowError as error:
                 outcomes[i] = error
         if sendable:
-            reply = self.run(wire.pack([programs[i] for i in sendable]), timeout)
+            reply = self.run(wire.pack([programs[i] for i in sendable]), timeout, meanwhile=meanwhile)
             for i, outcome in zip(sendable, wire.unpack_outcomes(reply), strict=True):
                 outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
@@ -152,21 +161,23 @@ class EngineProcess:
             child.close()
             child = None
         if child is None:
-            child = self._child = _Child(self.max_bytes, self.name)
+            child = self._child = _Child(self.max_bytes, self.name, self._eager)
         return child
 
 
 class _Child:
     """One life of an engine process. All but `kill` and `alive` belong to the thread that holds the lock."""
 
-    def __init__(self, max_bytes: int, name: str) -> None:
+    def __init__(self, max_bytes: int, name: str, eager: bool) -> None:
         self.owner = os.getpid()
+        spin = _SPIN_SECONDS if eager else 0.0
+        self._spin = frames.Spin(spin)
         self.versions: Mapping[str, str] = {}
         self._name = name
         self._ready = False
         self._known: set[str] = set()
         self.popen = _spawner.popen(
-            [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes)],
+            [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(spin)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -198,13 +209,16 @@ class _Child:
         self._finalizer()
         self._log.thread.join()
 
-    def evaluate(self, batch: Batch, timeout: float | None, kind: bytes) -> bytes:
+    def evaluate(self, batch: Batch, timeout: float | None, kind: bytes, meanwhile: Callable[[], None] | None) -> bytes:
         if not self._ready:
             self._await_ready()
         deadline = None if timeout is None else time.monotonic() + timeout
         lacking = {digest: data for digest, data in batch.templates.items() if digest not in self._known}
         while True:
             self._send(kind, wire.join_request(lacking, batch.payload), deadline, timeout)
+            if meanwhile is not None:
+                meanwhile()
+                meanwhile = None
             answer, message = self._receive(deadline, timeout)
             self._known.update(lacking)
             if answer == frames.OUTCOMES:
@@ -237,6 +251,8 @@ class _Child:
 
     def _receive(self, deadline: float | None, timeout: float | None) -> tuple[bytes, bytes]:
         """Kind and message of the next frame."""
+        if self._ready:
+            self._spin(self._readable)
         data = self._read(_READ_BYTES, deadline, timeout)
         while len(data) < frames.HEAD.size:
             data += self._read(_READ_BYTES, deadline, timeout)
@@ -285,6 +301,11 @@ class _Child:
             f"engine process {self._name!r} (pid {self.popen.pid}) {how} while it was needed; the next call starts "
             "another." + (f" Its last words:\n{words}" if words else "")
         )
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Log:

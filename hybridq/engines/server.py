@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import json
 import os
+import select
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+_READ_BYTES = 2**16  # at first: a request is small as a rule
 _TEMPLATE_BYTES = 2**26  # of encoded templates that are kept decoded; the parent sends dropped ones again
 
 
-def serve(max_bytes: int) -> None:
-    """Answer requests until the parent closes the pipe; each program may take ``max_bytes`` bytes of memory."""
-    pipe = _Pipe()
+def serve(max_bytes: int, spin: float) -> None:
+    """Answer requests until the parent closes the pipe; each program may take ``max_bytes`` bytes of memory.
+
+    For ``spin`` seconds after each answer the next request is looked for (`frames.Spin`), before it is waited for.
+    """
+    pipe = _Pipe(spin)
     faulthandler.enable()
     try:
         import numpy
@@ -54,8 +59,11 @@ def serve(max_bytes: int) -> None:
 class _Pipe:
     """Standard input and output of this process, taken away from everything else in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, spin: float) -> None:
         self._input, self._output = os.dup(0), os.dup(1)
+        self._spin = frames.Spin(spin)
+        self._readable = select.poll()
+        self._readable.register(self._input, select.POLLIN)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
@@ -63,25 +71,31 @@ class _Pipe:
 
     def read_request(self) -> tuple[bytes, bytes] | None:
         """Kind and message of the next request, or None when the parent has closed the pipe or ended."""
-        head = self._read(frames.HEAD.size)
-        if len(head) < frames.HEAD.size:
+        self._spin(self._readable)
+        data = os.read(self._input, _READ_BYTES)
+        while data and len(data) < frames.HEAD.size:
+            more = os.read(self._input, _READ_BYTES)
+            data = data + more if more else b""
+        if not data:
             return None
-        kind, length = frames.HEAD.unpack(head)
+        kind, length = frames.HEAD.unpack_from(data)
         if kind not in (frames.EVALUATE, frames.ADVANCE) or length > frames.MAX_LENGTH:
             raise SystemExit(f"a frame of kind {kind!r} and length {length} is not a request")
-        message = self._read(length)
+        message = data[frames.HEAD.size :]
+        if len(message) < length:
+            message = self._rest(bytearray(message), length)
+        if len(message) > length:  # the parent waits for each answer
+            raise SystemExit(f"{len(message) - length} bytes follow a request before it is answered")
         return (kind, message) if len(message) == length else None
 
-    def _read(self, size: int) -> bytes:
-        """``size`` bytes, fewer only where the input ends."""
-        data = os.read(self._input, min(size, 2**24))
-        if len(data) == size:
-            return data
-        whole = bytearray(data)
-        while data and len(whole) < size:
-            data = os.read(self._input, min(size - len(whole), 2**24))
-            whole += data
-        return bytes(whole)
+    def _rest(self, message: bytearray, length: int) -> bytes:
+        """``message`` filled up to ``length`` bytes, fewer only where the input ends."""
+        while len(message) < length:
+            data = os.read(self._input, min(length - len(message), 2**24))
+            if not data:
+                break
+            message += data
+        return bytes(message)
 
     def write(self, kind: bytes, message: bytes) -> None:
         """Send one frame."""
@@ -103,6 +117,12 @@ class _Engines:
         """An outcome or an error for each program, those of one engine evaluated together."""
         from hybridq.errors import HybridqError
 
+        if len(programs) == 1:
+            try:
+                engine = self._engine(programs[0].plan.engine)
+            except HybridqError as error:
+                return [error]
+            return engine.evaluate(programs, max_bytes)
         outcomes: dict[int, Outcome | HybridqError] = {}
         for name in dict.fromkeys(program.plan.engine for program in programs):
             own = [i for i, program in enumerate(programs) if program.plan.engine == name]
@@ -115,13 +135,17 @@ class _Engines:
         return [outcomes[i] for i in range(len(programs))]
 
     def _engine(self, name: str) -> AerEngine | AdjointEngine | BackendEngine:
+        engine = self._known.get(name)
+        return self._made(name) if engine is None else engine
+
+    def _made(self, name: str) -> AerEngine | AdjointEngine | BackendEngine:
         from hybridq.errors import WorkflowError
 
-        if name == "adjoint" and name not in self._known:
+        if name == "adjoint":
             from hybridq.engines.adjoint import AdjointEngine
 
             self._known[name] = AdjointEngine(self._max_bytes)
-        if name == "backend" and name not in self._known:
+        if name == "backend":
             from hybridq.engines.backend import BackendEngine
 
             folders = os.environ.get(frames.SEARCH_PATH, "").split(os.pathsep)

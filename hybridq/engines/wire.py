@@ -91,9 +91,9 @@ class _Arrays:
         size = count * dtype.itemsize
         if self._offset + size > len(self._data):
             raise Corrupt(f"an engine message of {len(self._data)} bytes ends inside an array of {size} bytes.")
-        array = np.frombuffer(self._data, dtype, count, self._offset).reshape(shape).copy()
+        array = np.frombuffer(self._data, dtype, count, self._offset).copy()
         self._offset += size
-        return array
+        return array if len(shape) == 1 else array.reshape(shape)
 
 
 # -- templates ---------------------------------------------------------------------------------------------------
@@ -197,6 +197,8 @@ def pack(programs: Sequence[Program], max_bytes: int | None = None) -> Batch:
 
     Raises `WorkflowError` for a circuit that cannot be serialised.
     """
+    if len(programs) == 1:
+        return _pack_one(programs[0], max_bytes)
     templates: dict[str, bytes] = {}
     entries: list[_Entry] = []
     arrays: list[Array] = []
@@ -204,11 +206,28 @@ def pack(programs: Sequence[Program], max_bytes: int | None = None) -> Batch:
         template, theta = program.template, program.theta
         if template.digest not in templates:
             templates[template.digest] = encode_template(template)
-        entries.append(
-            (template.digest, *theta.shape, program.shots, program.plan, program.batch_shape, program.observables_shape)
-        )
+        entries.append(_entry(program))
         arrays += (theta.astype(_FLOAT, copy=False), program.seeds.astype(_UINT, copy=False))
     return Batch(templates, _join(_program_head(tuple(entries), max_bytes), arrays))
+
+
+def _entry(program: Program) -> _Entry:
+    return (
+        program.template.digest, *program.theta.shape, program.shots, program.plan, program.batch_shape,
+        program.observables_shape,
+    )  # fmt: skip
+
+
+def _pack_one(program: Program, max_bytes: int | None) -> Batch:
+    """`pack`, for a program that is as a rule like the last one of its template but for its arrays."""
+    template, theta, plan = program.template, program.theta, program.plan
+    shape = (theta.shape, program.shots, program.batch_shape, program.observables_shape, max_bytes)
+    last = template.cache.get("packed")
+    if last is None or last[0] is not plan or last[1] != shape:
+        head = _join(_program_head((_entry(program),), max_bytes), ())
+        last = template.cache["packed"] = (plan, shape, head, {template.digest: encode_template(template)})
+    payload = last[2] + theta.astype(_FLOAT, copy=False).tobytes() + program.seeds.astype(_UINT, copy=False).tobytes()
+    return Batch(last[3], payload)
 
 
 @dataclass(frozen=True)
@@ -229,21 +248,32 @@ def unpack(payload: bytes, find: Callable[[str], Template | HybridqError | None]
     """
     head, start = _split(payload)
     entries, max_bytes = _program_entries(head)
+    if len(entries) == 1:
+        (entry,) = entries
+        template = find(entry[0])
+        if template is None:
+            return Unpacked((), max_bytes, (entry[0],))
+        return Unpacked((_program(template, entry, _Arrays(payload, start)),), max_bytes, ())
     found = {digest: find(digest) for digest in {entry[0] for entry in entries}}
-    missing = tuple(sorted(digest for digest, template in found.items() if template is None))
-    if missing:
+    if None in found.values():
+        missing = tuple(sorted(digest for digest, template in found.items() if template is None))
         return Unpacked((), max_bytes, missing)
     arrays = _Arrays(payload, start)
     programs: list[Program | HybridqError] = []
-    for digest, rows, columns, shots, plan, batch_shape, observables_shape in entries:
-        theta = arrays.take(_FLOAT, (rows, columns))
-        seeds = arrays.take(_UINT, (rows, 2))
-        template = found[digest]
-        if isinstance(template, Template):
-            programs.append(Program(template, theta, shots, seeds, plan, batch_shape, observables_shape))
-        elif template is not None:
-            programs.append(template)
+    for entry in entries:
+        template = found[entry[0]]
+        assert template is not None
+        programs.append(_program(template, entry, arrays))
     return Unpacked(tuple(programs), max_bytes, ())
+
+
+def _program(template: Template | HybridqError, entry: _Entry, arrays: _Arrays) -> Program | HybridqError:
+    """The next program of a payload, or the error in place of its template."""
+    _, rows, columns, shots, plan, batch_shape, observables_shape = entry
+    theta, seeds = arrays.take(_FLOAT, (rows, columns)), arrays.take(_UINT, (rows, 2))
+    if not isinstance(template, Template):
+        return template
+    return Program(template, theta, shots, seeds, plan, batch_shape, observables_shape)
 
 
 # -- outcomes ----------------------------------------------------------------------------------------------------
@@ -418,12 +448,19 @@ def _take_points(arrays: _Arrays, count: int, width: int, with_gradient: bool) -
 
 def join_request(templates: Mapping[str, bytes], payload: bytes) -> bytes:
     """One message of the templates that a process does not have yet, and a payload."""
-    head = _dumps([[digest, len(data)] for digest, data in templates.items()]).encode() if templates else b"[]"
+    if not templates:
+        return _NONE_LACKING + payload
+    head = _dumps([[digest, len(data)] for digest, data in templates.items()]).encode()
     return b"".join([_LENGTH.pack(len(head)), head, *templates.values(), payload])
+
+
+_NONE_LACKING = _LENGTH.pack(2) + b"[]"
 
 
 def split_request(message: bytes) -> tuple[dict[str, bytes], bytes]:
     """The templates and the payload of `join_request`."""
+    if message.startswith(_NONE_LACKING):
+        return {}, message[len(_NONE_LACKING) :]
     head, start = _split(message)
     templates = {}
     for digest, length in json.loads(head):

@@ -21,7 +21,7 @@ from qiskit.circuit.library import efficient_su2
 from qiskit.quantum_info import SparsePauliOp
 
 import hybridq
-from hybridq.engines import server, wire
+from hybridq.engines import frames, server, wire
 from hybridq.engines.process import EngineProcess
 from hybridq.errors import EngineFailed, TimedOut, TooLarge, WorkflowError
 
@@ -290,6 +290,59 @@ class TestEnds:
         for _ in range(5):
             cycle()
         assert psutil.Process().num_fds() <= before
+
+
+def test_meanwhile_is_called_once_while_the_process_is_at_it(short):
+    process, called = EngineProcess(2**31, name="own", eager=True), []
+    try:
+        for _ in range(3):
+            (outcome,) = process.evaluate([short], None, lambda: called.append(process._lock.locked()))
+            np.testing.assert_array_equal(outcome.values, process.evaluate([short])[0].values)
+        assert called == [True, True, True]
+        with pytest.raises(ZeroDivisionError):  # an answer is on its way that nobody waits for
+            process.evaluate([short], None, lambda: 1 / 0)
+        assert not process.alive
+        (again,) = process.evaluate([short])
+        np.testing.assert_array_equal(again.values, outcome.values)
+    finally:
+        process.close()
+
+
+class Looked:
+    """A pipe that can be used from the look with the number ``ready`` on."""
+
+    def __init__(self, ready):
+        self.ready, self.looks = ready, 0
+
+    def poll(self, timeout):
+        assert timeout == 0
+        self.looks += 1
+        return [(3, 1)] if self.looks > self.ready else []
+
+
+def test_looking_that_does_not_pay_is_given_up_for_longer_and_longer(monkeypatch):
+    monkeypatch.setattr(frames, "_TAKEN", float("inf"))
+    spin, looked = frames.Spin(1e-6), []
+    for _ in range(400):
+        pipe = Looked(ready=10**9)
+        spin(pipe)
+        looked.append(pipe.looks > 0)
+    assert [i for i, found in enumerate(looked) if found] == [0, 3, 8, 17, 34, 67, 132, 261, 390]
+    for ready, found in ((0, False), (3, True)):
+        patient, pipe = frames.Spin(3600.0), Looked(ready)
+        patient(pipe)
+        assert pipe.looks == ready + 1
+        assert (pipe.looks > 1) is found
+    never = Looked(ready=0)
+    frames.Spin(0.0)(never)
+    assert never.looks == 0
+
+
+def test_a_core_that_somebody_else_takes_is_left_to_them(monkeypatch):
+    monkeypatch.setattr(frames, "_TAKEN", -1.0)
+    spin, pipe = frames.Spin(3600.0), Looked(ready=10**9)
+    spin(pipe)
+    assert pipe.looks == 1
 
 
 def run_script(text, *, path, **options):
