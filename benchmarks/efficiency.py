@@ -24,7 +24,7 @@ from benchmarks.adjoint import heisenberg
 
 LOOPS, ROUNDS = 24, 3
 # method, qubits, evaluations of a loop at most: about a second of work a loop
-KINDS = (("COBYLA", 10, 700), ("L-BFGS-B", 10, 1200), ("COBYLA", 12, 300))
+KINDS = (("COBYLA", 10, 150), ("L-BFGS-B", 10, 1000), ("L-BFGS-B", 12, 400))
 _WORK = """
 import time, numpy
 a = numpy.random.default_rng(1).random((256, 256))

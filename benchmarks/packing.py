@@ -1,8 +1,8 @@
 """2,000 trivial classical steps in seconds: a run, journal on, each step its own record, against Dask's `Client.map`.
 
 Both on one cluster of two one-thread workers, in turns. `map` is ``client.gather(client.map(...))`` of the same
-function; `run` is all of ``hq.run``, from opening the record to closing it. `ratio` is run / map: the median of rounds, with the
-`least` and the `most`.
+function; `run` is all of ``hq.run``, from opening the record to closing it. `ratio` is run / map: the median of rounds,
+with the `least` and the `most`.
 """
 
 from __future__ import annotations

@@ -37,8 +37,9 @@ from hybridq.program import Outcome, Program, Request, program
 from hybridq.simulation import studies
 
 WORKERS, WORK, ROUNDS, SEED = 4, 80.0, 5, 3
-LONGEST = 1.5
-"""Seconds of an evaluation at most, so that the whole lasts a minute."""
+LONGEST, LEAST = 1.5, 0.04
+"""Seconds of an evaluation at most, so that the whole lasts a minute; of the mean task of a study at least: what
+shorter ones take is their trip."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def drawn() -> list[Study]:
         of = {task.job.id: task for task in tasks}
         quantum = next(task for task in tasks if task.job.kind == "quantum")
         work = sum(task.seconds for task in tasks)
-        if max(quantum.seconds, seconds(quantum.job.need.qubits)) > LONGEST or work > WORK / 3:
+        longest = max(quantum.seconds, seconds(quantum.job.need.qubits))
+        if longest > LONGEST or work > WORK / 3 or work < LEAST * len(tasks):
             continue
         updates: dict[int, list[float]] = {}
         widths: dict[int, int] = {}
