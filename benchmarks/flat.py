@@ -73,6 +73,7 @@ def run(compare: Any) -> list[dict[str, Any]]:
         SubprocessCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
         Client(cluster) as client,
     ):
+        client.wait_for_workers(2)
         play(client, warm, 8)
         groups = {"driver": [os.getpid()], "scheduler": [client.run_on_scheduler(os.getpid)]}
         for number, pid in enumerate(sorted(client.run(os.getpid).values())):

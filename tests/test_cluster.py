@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from processes import Marked, wait_until
 
 import hybridq as hq
 from hybridq import journal as records
+from hybridq.cluster import Cluster
 from hybridq.journal import read_records
 
 SITE = next(p for p in sys.path if p.endswith("site-packages"))
@@ -166,6 +168,24 @@ def test_a_client_is_used_as_it_is(client: Client, store: Path) -> None:
     hq.run(loops, 2, name="given", store=store, cluster=client)
     assert client.status == "running"
     assert client.submit(lambda: 1).result() == 1
+
+
+def test_what_is_sent_to_a_worker_that_is_known_to_be_lost_is_answered(client: Client) -> None:
+    cluster = Cluster(hq.Site(cluster=client))
+    gone = "tcp://127.0.0.1:9"
+    answers: SimpleQueue[tuple[object, BaseException | None]] = SimpleQueue()
+    try:
+        cluster.lost(gone)
+        cluster.submit(len, ((),), key=("quantum-late", "lost", 0), needs={}, done=lambda *a: answers.put(a), on=gone)
+        value, error = answers.get(timeout=30)
+        assert value is None
+        assert isinstance(error, hq.WorkerLost)
+        (there, _) = cluster.devices()  # the others are sent to as before
+        cluster.submit(len, ((),), key=("quantum-there", "lost", 0), needs={}, done=lambda *a: answers.put(a),
+                       on=there.name)  # fmt: skip
+        assert answers.get(timeout=30) == (0, None)
+    finally:
+        cluster.close()
 
 
 def test_nobody_answers(store: Path) -> None:
