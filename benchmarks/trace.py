@@ -36,10 +36,10 @@ from hybridq.location import Location
 from hybridq.program import Outcome, Program, Request, program
 from hybridq.simulation import studies
 
-WORKERS, WORK, ROUNDS, SEED = 4, 80.0, 5, 3
+WORKERS, WORK, ROUNDS, SEED = 4, 60.0, 2, 3
 LONGEST, LEAST = 1.5, 0.04
-"""Seconds of an evaluation at most, so that the whole lasts a minute; of the mean task of a study at least: what
-shorter ones take is their trip."""
+"""Seconds of an evaluation at most, so that the whole lasts a minute; of the mean task of a study at least, as what
+shorter ones take is their trip. Studies with more circuits than sleep are left out too: two cores cannot run four."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,14 @@ def drawn() -> list[Study]:
         tasks = studies(1, SEED + number)
         of = {task.job.id: task for task in tasks}
         quantum = next(task for task in tasks if task.job.kind == "quantum")
-        work = sum(task.seconds for task in tasks)
-        longest = max(quantum.seconds, seconds(quantum.job.need.qubits))
-        if longest > LONGEST or work > WORK / 3 or work < LEAST * len(tasks):
+        if quantum.seconds > LONGEST or quantum.job.need.qubits > 20:
+            continue
+        one = seconds(quantum.job.need.qubits)
+        rows = max(1, round(quantum.seconds / one))
+        asleep = sum(task.seconds for task in tasks if task.job.kind == "classical")
+        busy = rows * one * sum(task.job.kind == "quantum" for task in tasks)
+        work = asleep + busy
+        if rows * one > LONGEST or work > WORK / 3 or work < LEAST * len(tasks) or busy > asleep:
             continue
         updates: dict[int, list[float]] = {}
         widths: dict[int, int] = {}
@@ -77,8 +82,6 @@ def drawn() -> list[Study]:
                 loop = int(name[len("update[") :].partition(",")[0])
                 updates.setdefault(loop, []).append(task.seconds)
                 widths[loop] = len(task.after)
-        one = seconds(quantum.job.need.qubits)
-        rows = max(1, round(quantum.seconds / one))
         found.append(Study(
             quantum.job.need.qubits, rows, of["study1/problem"].seconds, tuple(map(tuple, updates.values())),
             tuple(widths.values()), of["study1/fit"].seconds,

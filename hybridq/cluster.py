@@ -194,7 +194,9 @@ class Cluster:
 
     def devices(self) -> tuple[Device, ...]:
         """Its workers, read from the scheduler now; each is known by its address."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        # not `scheduler_info`: that returns what the client last heard, and every two seconds it asks for no workers
+        assert self.client.scheduler is not None
+        workers = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
         with self._lock:
             self._gone -= workers.keys()
         return tuple(_device(address, worker) for address, worker in workers.items())

@@ -188,6 +188,24 @@ def test_what_is_sent_to_a_worker_that_is_known_to_be_lost_is_answered(client: C
         cluster.close()
 
 
+def test_no_worker_is_missed_while_the_client_refreshes_what_it_knows(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask's client asks for the scheduler without its workers every two seconds, perhaps just before it is read."""
+    refresh = Client._update_scheduler_info
+
+    async def meanwhile(self: Client, n_workers: int = 0) -> None:
+        await refresh(self, n_workers)
+        await refresh(self, 0)
+
+    cluster = Cluster(hq.Site(cluster=client))
+    monkeypatch.setattr(Client, "_update_scheduler_info", meanwhile)
+    try:
+        assert len(cluster.devices()) == 2
+    finally:
+        cluster.close()
+
+
 def test_nobody_answers(store: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
