@@ -160,6 +160,8 @@ class Cluster:
         self._own: LocalCluster | None = None
         self._own_client = not isinstance(address, Client)
         self._asked: dict[Key, _Asked] = {}
+        self._gone: set[str] = set()
+        """Workers that were lost and have not come back."""
         self._lock = threading.Lock()
         self._arrived: SimpleQueue[tuple[Key, Any, BaseException | None] | None] = SimpleQueue()
         if address is None:
@@ -194,7 +196,11 @@ class Cluster:
 
     def devices(self) -> tuple[Device, ...]:
         """Its workers, read from the scheduler now; each is known by its address."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        # not `scheduler_info`: that returns what the client last heard, and every two seconds it asks for no workers
+        assert self.client.scheduler is not None
+        workers = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
+        with self._lock:
+            self._gone -= workers.keys()
         return tuple(_device(address, worker) for address, worker in workers.items())
 
     def submit(self, function: Callable[..., Any], args: tuple[Any, ...], *, key: Key, needs: Mapping[str, int],
@@ -210,6 +216,9 @@ class Cluster:
         future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs), workers=[on])
         with self._lock:
             self._asked[key] = _Asked(future, done, timeout, overran, on)
+            gone = on in self._gone
+        if gone:  # it was decided to send this before that was known, and Dask would wait for the worker for ever
+            self.lost(on)
         self._loop.add_callback(self._follow, key, future)
 
     def _began(self, event: tuple[float, Any]) -> None:
@@ -235,6 +244,7 @@ class Cluster:
     def lost(self, address: str) -> None:
         """The worker at ``address`` is gone: its tasks end with `WorkerLost`, whatever comes of them later."""
         with self._lock:
+            self._gone.add(address)
             gone = [(key, asked.future) for key, asked in self._asked.items() if asked.on == address]
         for key, future in gone:
             self._arrived.put((key, None, WorkerLost(f"the worker at {address} left the cluster")))

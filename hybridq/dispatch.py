@@ -249,6 +249,8 @@ class Dispatcher:
         self._jobs: dict[Hashable, Job] = {}
         self._numbers = itertools.count()
         self._expected: tuple[Device, ...] = ()
+        self._homes: dict[str, str] = {}
+        """The worker that each loop was last sent to, by the loop's token: its optimizer waits there."""
         self._step_seconds: dict[str, float] = {}
         """What steps of each name took of late, in seconds: the longest counts more than the others."""
         self._asked_for = site.local_workers
@@ -392,7 +394,7 @@ class Dispatcher:
             hosted = asked is not None and self._hosted(asked)
             job = Job(
                 number, required, self._run, str(parent or ""), ask.priority, template=template, kind=kind,
-                pin=asked.device or None if asked else None,
+                pin=(asked.device or self._home(ask)) if asked else None,
                 backend=asked.backend if asked and hosted else "", sole=bool(ask.deaths),
             )  # fmt: skip
             refusal = self._ledger.submit(job, time.monotonic())
@@ -401,6 +403,25 @@ class Dispatcher:
             self._asks[number] = ask
             self._jobs[number] = job
         self._pump()
+
+    def _home(self, ask: _Ask) -> str | None:
+        """The worker to keep a loop on, or None where it may go to any; the lock is held.
+
+        Where its optimizer does not wait, that runs again over all points so far, which can take as long as the first
+        time. So a loop goes elsewhere only from a worker that is full to one that has fewer loops than it could run.
+        """
+        address = ask.address if isinstance(ask, LoopAsk) and not (ask.with_points or ask.deaths) else None
+        if address is None:
+            return None
+        assert isinstance(ask, LoopAsk)
+        assert self._ledger is not None
+        slots = {d.name: d.slots for d in self._ledger.devices if d.name not in self._beside}
+        if address not in slots:
+            return None
+        there = Counter(home for token, home in self._homes.items() if token != ask.loop.token)
+        if there[address] >= slots[address] and any(there[name] < free for name, free in slots.items()):
+            return None
+        return address
 
     def close(self) -> None:
         """End the cluster, if one was started; everything asked must have been answered."""
@@ -589,6 +610,7 @@ class Dispatcher:
                 known = {device.name for device in self._ledger.devices} - self._beside.keys()
                 for name in known - found.keys():
                     self._ledger.leave(name)
+                    self._release(name)
                 for name in found.keys() - known:
                     self._ledger.join(found[name], time.monotonic())
             if len(known) != len(found):
@@ -600,6 +622,17 @@ class Dispatcher:
             elif len(found) < len(self._expected):
                 cluster.replenish()
             self._pump()
+
+    def _release(self, name: str) -> None:
+        """Loops that wait for the worker ``name``, which is gone, may go to any; the lock is held."""
+        assert self._ledger is not None
+        self._homes = {token: home for token, home in self._homes.items() if home != name}
+        for number, ask in self._asks.items():
+            if not isinstance(ask, LoopAsk) or ask.loop.program.device or self._jobs[number].pin != name:
+                continue
+            if self._ledger.cancel(number):
+                self._jobs[number] = replace(self._jobs[number], pin=None)
+                self._ledger.submit(self._jobs[number], time.monotonic())
 
     def _scale(self, cluster: Cluster, there: int) -> None:
         """Ask for as many workers as have something to do, within the site's bounds; fewer only after a while.
@@ -778,12 +811,17 @@ class Dispatcher:
                     self._again(ask)
                     return
                 error = found if isinstance(found, BaseException) else None
+            if error is not None or found.state != "more":
+                with self._lock:
+                    self._homes.pop(ask.loop.token, None)
             if error is None:
                 _resolve(ask.future, lambda: Advanced(found, where, address))
             else:
                 self._failed(ask, error)
             self._pump()
 
+        with self._lock:
+            self._homes[ask.loop.token] = batch.device
         with_points = ask.with_points or ask.address != batch.device
         packed = pack_loop(ask.loop, len(ask.points), ask.points if with_points else None, ask.seconds)
         cluster.submit(run_loop, (packed, ask.loop.token), key=key, needs=needs, done=done, on=batch.device)

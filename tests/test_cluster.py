@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ from runs import recorded
 
 import hybridq as hq
 from hybridq import journal as records
+from hybridq.cluster import Cluster
 from hybridq.journal import read_records
 
 SITE = next(p for p in sys.path if p.endswith("site-packages"))
@@ -167,6 +169,42 @@ def test_a_client_is_used_as_it_is(client: Client, store: Path) -> None:
     hq.run(loops, 2, name="given", store=store, cluster=client)
     assert client.status == "running"
     assert client.submit(lambda: 1).result() == 1
+
+
+def test_what_is_sent_to_a_worker_that_is_known_to_be_lost_is_answered(client: Client) -> None:
+    cluster = Cluster(hq.Site(cluster=client))
+    gone = "tcp://127.0.0.1:9"
+    answers: SimpleQueue[tuple[object, BaseException | None]] = SimpleQueue()
+    try:
+        cluster.lost(gone)
+        cluster.submit(len, ((),), key=("quantum-late", "lost", 0), needs={}, done=lambda *a: answers.put(a), on=gone)
+        value, error = answers.get(timeout=30)
+        assert value is None
+        assert isinstance(error, hq.WorkerLost)
+        (there, _) = cluster.devices()  # the others are sent to as before
+        cluster.submit(len, ((),), key=("quantum-there", "lost", 0), needs={}, done=lambda *a: answers.put(a),
+                       on=there.name)  # fmt: skip
+        assert answers.get(timeout=30) == (0, None)
+    finally:
+        cluster.close()
+
+
+def test_no_worker_is_missed_while_the_client_refreshes_what_it_knows(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask's client asks for the scheduler without its workers every two seconds, perhaps just before it is read."""
+    refresh = Client._update_scheduler_info
+
+    async def meanwhile(self: Client, n_workers: int = 0) -> None:
+        await refresh(self, n_workers)
+        await refresh(self, 0)
+
+    cluster = Cluster(hq.Site(cluster=client))
+    monkeypatch.setattr(Client, "_update_scheduler_info", meanwhile)
+    try:
+        assert len(cluster.devices()) == 2
+    finally:
+        cluster.close()
 
 
 def test_nobody_answers(store: Path) -> None:

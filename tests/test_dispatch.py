@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -281,6 +282,20 @@ class TestLoops:
         found = [r for _, r in read_records(store / "a")]
         first_end = next(i for i, r in enumerate(found) if isinstance(r, records.LoopEnd))
         assert len({r.loop for r in found[:first_end] if isinstance(r, records.Row)}) >= 4
+
+    def test_a_loop_stays_where_its_optimizer_waits(
+        self, client: Client, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It goes elsewhere only to a worker that has none, which then has one: about once a loop at most."""
+        monkeypatch.setattr("hybridq.runner._FIRST_SLICE", 1e-9)
+        monkeypatch.setattr("hybridq.runner._LONGEST_SLICE", 1e-9)
+        hq.run(loops, 6, *SETTINGS["sampled"], name="a", store=store, cluster=client)
+        of: dict[int, list[str]] = {}
+        for row in rows(store, "a"):
+            of.setdefault(row.loop, []).append(row.where)
+        assert sum(map(len, of.values())) == 6 * 40
+        assert sum(a != b != "driver" for found in of.values() for a, b in itertools.pairwise(found)) <= 6
+        assert len({where for found in of.values() for where in found} - {"driver"}) == 2
 
 
 def test_a_run_that_is_left_leaves_no_thread(store: Path, client: Client) -> None:
