@@ -195,10 +195,12 @@ class Cluster:
         return str(self.client.scheduler_info()["address"])
 
     def devices(self) -> tuple[Device, ...]:
-        """Its workers, read from the scheduler now; each is known by its address."""
-        # not `scheduler_info`: that returns what the client last heard, and every two seconds it asks for no workers
-        assert self.client.scheduler is not None
-        workers = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
+        """Its workers, read from the scheduler now; each is known by its address.
+
+        One whose plugin has not announced its resources yet is not there: Dask would never look again at a task that
+        needs them and came before they did.
+        """
+        workers = {at: worker for at, worker in _workers(self.client).items() if SLOTS in worker["resources"]}
         with self._lock:
             self._gone -= workers.keys()
         return tuple(_device(address, worker) for address, worker in workers.items())
@@ -322,7 +324,7 @@ def look(address: Any) -> tuple[Seen, ...]:
     client = address if isinstance(address, Client) else _connect(address)
     try:
         processing = client.processing()
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        workers = _workers(client)
         return tuple(
             Seen(_device(at, worker), str(worker["host"]), int(worker["metrics"]["memory"]),
                  tuple(map(_task, processing.get(at, ()))))
@@ -331,6 +333,16 @@ def look(address: Any) -> tuple[Seen, ...]:
     finally:
         if client is not address:
             client.close()
+
+
+def _workers(client: Client) -> Mapping[str, Any]:
+    """What the scheduler says of its workers now, by address.
+
+    Not ``scheduler_info``: that returns what the client last heard, and every two seconds it asks for no workers.
+    """
+    assert client.scheduler is not None
+    found: Mapping[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    return found
 
 
 def _task(key: Any) -> str:

@@ -24,7 +24,7 @@ from runs import recorded
 import hybridq as hq
 from hybridq import journal as records
 from hybridq.cluster import Cluster
-from hybridq.dispatch import driver_engine
+from hybridq.dispatch import Dispatcher, driver_engine
 from hybridq.journal import read_records, unpack_array
 from hybridq.program import Outcome
 from hybridq.scope import Scope, current
@@ -291,11 +291,30 @@ class TestLoops:
         monkeypatch.setattr("hybridq.runner._LONGEST_SLICE", 1e-9)
         hq.run(loops, 6, *SETTINGS["sampled"], name="a", store=store, cluster=client)
         of: dict[int, list[str]] = {}
-        for row in rows(store, "a"):
+        for row in recorded(store / "a", records.Row):
             of.setdefault(row.loop, []).append(row.where)
         assert sum(map(len, of.values())) == 6 * 40
         assert sum(a != b != "driver" for found in of.values() for a, b in itertools.pairwise(found)) <= 6
         assert len({where for found in of.values() for where in found} - {"driver"}) == 2
+
+    def test_loops_of_a_worker_that_is_lost_go_on_elsewhere(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("hybridq.runner._FIRST_SLICE", 1e-9)
+        monkeypatch.setattr("hybridq.runner._LONGEST_SLICE", 1e-9)
+        lost: list[int] = []
+
+        def kill(self: Any, batch: Any, ask: Any) -> None:
+            if not lost and len(ask.points) == 8 and ask.address is not None:
+                lost.append(self._cluster.client.run(os.getpid, workers=[ask.address])[ask.address])
+                os.kill(lost[0], signal.SIGKILL)
+            send(self, batch, ask)
+
+        send = Dispatcher._send_loop
+        settings = ("COBYLA", {"maxiter": 16}, None, True)
+        expected = hq.run(loops, 4, *settings, name="whole", store=store, workers=2)
+        monkeypatch.setattr(Dispatcher, "_send_loop", kill)
+        found = hq.run(loops, 4, *settings, name="lost", store=store, workers=2)
+        assert lost
+        assert [one["x"].tobytes() for one in found] == [one["x"].tobytes() for one in expected]
 
 
 def test_a_run_that_is_left_leaves_no_thread(store: Path, client: Client) -> None:
