@@ -2,7 +2,9 @@
 
 Studies of `hybridq.simulation.studies`: a problem (a step), loops side by side, each a chain of evaluations at once and
 an update (a step), and a fit (a step). Steps sleep for their time; circuits have 4 to 20 qubits, and rows that come to
-the predicted seconds on an idle core. `run` is a run of workflows, journal on, which knows of a task when it is
+the predicted seconds on an idle core. Of those that are drawn, studies are left out that two cores could not play on
+four workers (more seconds of circuits than of sleep, evaluations over 1.5 s), and those of very many tasks of less
+than 40 ms on average. `run` is a run of workflows, journal on, which knows of a task when it is
 called; `plain` is ``client.submit`` of all tasks in order with their dependencies before the first has ended, default
 settings, the same engine processes. `bound` is the larger of work / slots and the longest chain, of the seconds that
 each task took in that very run, without trips; `ratio` is makespan over it, `idle` over the same bound of predicted

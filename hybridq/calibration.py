@@ -52,13 +52,14 @@ def read(store: Path) -> Calibration:
         return DEFAULT
     try:
         measured = Calibration(
-            {kind: tuple(map(float, found["coefficients"][kind])) for kind in TERMS},
-            {engine: tuple(map(float, found["first"][engine])) for engine in DEFAULT.first},
+            {kind: tuple(map(float, own)) for kind, own in found["coefficients"].items()},
+            {engine: tuple(map(float, own)) for engine, own in found["first"].items()},
         )
-        if any(len(measured.coefficients[kind]) != len(terms) for kind, terms in TERMS.items()):
-            return DEFAULT  # another version counted other terms
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _bad(store, error) from error
+    terms = {kind: len(own) for kind, own in measured.coefficients.items()}
+    if terms != {kind: len(own) for kind, own in TERMS.items()} or measured.first.keys() != DEFAULT.first.keys():
+        return DEFAULT  # another version counted other things
     return measured
 
 

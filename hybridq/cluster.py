@@ -239,9 +239,11 @@ class Cluster:
         if asked is None or asked.overran is None:
             return
         asked.future.cancel()
-        if running:
-            self.client.restart_workers(running)
-        asked.overran()
+        try:
+            if running:
+                self.client.restart_workers(running)
+        finally:
+            asked.overran()
 
     def lost(self, address: str) -> None:
         """The worker at ``address`` is gone: its tasks end with `WorkerLost`, whatever comes of them later."""

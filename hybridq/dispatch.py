@@ -1,6 +1,6 @@
 """From asked to answered: a queue, the placement policy, and the devices it sends work to.
 
-Thin action around pure decisions: `hybridq.placement` says what goes where; this module starts the cluster when the
+Thin action around pure decisions: `hybridq.ledger` says what goes where; this module starts the cluster when the
 first thing is placed on it, keeps a bounded window of tasks in flight, tries again what the infrastructure lost, and
 hands every answer to the one who asked.
 """
@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 
 from hybridq import sites
+from hybridq.backends import Backend
 from hybridq.engines.costs import DEFAULT, Calibration, Corrections, need
 from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.process import EngineProcess
@@ -182,10 +183,12 @@ class Places:
     name: str
     """Of the workers together."""
     beside: tuple[Device, ...] = ()
+    hosting: frozenset[str] = frozenset()
+    """Identities of backends whose programs run beside the workers, named or not: those that are not simulated here."""
 
     def hosted(self, device: str, backend: str) -> bool:
         """Whether only devices beside the workers are for a program that asks for ``device``, or has ``backend``."""
-        return bool(device) or any(beside.backend == backend for beside in self.beside)
+        return bool(device) or backend in self.hosting
 
     def at_hand(self, required: Need) -> bool:
         """Whether the driver's engine is the place for a lone program: it is short, or fits nowhere else."""
@@ -244,9 +247,12 @@ class Dispatcher:
         self._ledger: Ledger | None = None
         """What waits and what runs where, once it is known which workers there are or will be."""
         self._beside = {device.name: _Beside(device) for device in site.devices}
+        self._hosting = _hosting(site)
         self._asks: dict[Hashable, _Ask] = {}
         """Everything asked and not answered, by its number in the ledger."""
         self._jobs: dict[Hashable, Job] = {}
+        self._refused: list[tuple[Hashable, BaseException]] = []
+        """Numbers of calls that nothing there or expected can take any more, and what they are to be told."""
         self._numbers = itertools.count()
         self._expected: tuple[Device, ...] = ()
         self._homes: dict[str, str] = {}
@@ -285,7 +291,7 @@ class Dispatcher:
             required = self.need(ask.program)
             near = alone and not self._hosted(ask.program) and _at_hand(required, self._workers_known())
         except HybridqError as error:
-            ask.future.set_exception(error)
+            ask.future.set_exception(error if ask.unchanged is None or ask.unchanged() else Changed())
             return
         if near:
             _resolve(ask.future, lambda: ask.finish(self._evaluate_here(ask)))
@@ -299,7 +305,8 @@ class Dispatcher:
         try:
             encode_template(ask.program.template)
             required = self.need(ask.program)
-            parts = self._parts(ask.program, required)
+            # what is asked again goes as it went, under a name of its own
+            parts = self._parts(ask.program, required) if not (ask.tries or ask.rows) else []
             if len(parts) > 1:
                 self._spread(ask, parts)
             else:
@@ -362,6 +369,8 @@ class Dispatcher:
         try:
             required = self.need(ask.loop.program)
             if alone and not self._hosted(ask.loop.program) and required.bytes <= _driver_bytes():
+                with self._lock:
+                    self._homes.pop(ask.loop.token, None)
                 _resolve(ask.future, lambda: self._advance_here(ask))
             else:
                 self._enqueue(ask, replace(required, seconds=_SLICE), ask.loop.program.template.digest)
@@ -429,10 +438,13 @@ class Dispatcher:
 
     def abort(self) -> None:
         """Leave at once: every waiting thread unwinds, engines in the middle of a circuit are killed."""
+        reason = Interrupted("the run was interrupted")
+        with self._lock:
+            self._closed = reason  # before the engines end: nothing is asked again
         driver_engine().kill()
         for beside in self._beside.values():
             beside.kill()
-        self._leave(Interrupted("the run was interrupted"))
+        self._leave(reason)
 
     def _leave(self, reason: BaseException) -> None:
         self._leaving.set()
@@ -441,8 +453,7 @@ class Dispatcher:
             starting = self._starting
             asks = self._emptied()
         for ask in asks:
-            if not ask.future.done():
-                ask.future.set_exception(reason)
+            _resolve(ask.future, functools.partial(_raise, reason))
         if starting:
             self._ready.wait(15)
         if self._cluster is not None:
@@ -468,7 +479,14 @@ class Dispatcher:
         while True:
             self._refuse_if_closed()
             started = time.time()
-            outcome = self._checked(ask) if ask.unchanged else driver_engine().evaluate([ask.program], ask.timeout)[0]
+            outcome: Outcome | HybridqError
+            try:
+                if ask.unchanged:
+                    outcome = self._checked(ask)
+                else:
+                    (outcome,) = driver_engine().evaluate([ask.program], ask.timeout)
+            except EngineFailed as error:
+                outcome = error
             if isinstance(outcome, Outcome):
                 self._learn(ask.program, outcome)
                 return Evaluated(outcome, started, "driver", ask.attempt)
@@ -507,13 +525,12 @@ class Dispatcher:
     def places(self) -> Places:
         """What there is to run on now. A cluster of our own is not started for it, one that was given is joined."""
         name = "the cluster" if self._site.cluster is not None else "the local cluster"
-        return Places(tuple(self._workers_known()), name, tuple(beside.device for beside in self._beside.values()))
+        beside = tuple(beside.device for beside in self._beside.values())
+        return Places(tuple(self._workers_known()), name, beside, self._hosting)
 
     def _hosted(self, asked: Program) -> bool:
         """Whether a program is for devices beside the workers only."""
-        if not self._beside:
-            return False
-        return bool(asked.device) or any(beside.device.backend == asked.backend for beside in self._beside.values())
+        return bool(asked.device) or (bool(self._hosting) and asked.backend in self._hosting)
 
     def _workers_known(self) -> Sequence[Device]:
         """The workers as devices: as they are once the cluster runs, as they will be before a local one is started."""
@@ -544,6 +561,7 @@ class Dispatcher:
 
     def _bring_up(self) -> None:
         begun = time.monotonic()
+        cluster: Cluster | None = None
         try:
             # distributed takes over a second to import: a run that only replays never gets here
             from hybridq.cluster import Cluster
@@ -551,13 +569,18 @@ class Dispatcher:
             if self._site.cluster is None and not self._guarded:
                 raise WorkflowError(_UNGUARDED)
             cluster = Cluster(self._site)
-            if self._site.most_workers is not None:
-                cluster.scale(self._site.local_workers)
+            if self._site.most_workers is not None:  # never fewer than there are: those may be at work for others
+                self._asked_for = max(self._site.local_workers, len(cluster.devices()))
+                cluster.scale(self._asked_for)
             devices = self._first_devices(cluster)
             if not devices:
                 raise NoDevice(f"the cluster at {cluster.address} has no workers; start some, then run again.")
+            with self._lock:
+                self._refuse_if_closed()  # who left meanwhile waits no longer
         except BaseException as error:  # noqa: BLE001  # handed to every caller that waits for the cluster
             self._leave_without_cluster(error)
+            if cluster is not None:
+                cluster.close()
             return
         refused: list[tuple[_Ask, BaseException]] = []
         with self._lock:
@@ -575,8 +598,10 @@ class Dispatcher:
                 self._ledger.join(device, time.monotonic())
             for refusal in self._ledger.stranded():  # the workers are not what was expected of them
                 self._ledger.cancel(refusal.job)
-                refused.append((self._asks.pop(refusal.job), refusal.error))
-                del self._jobs[refusal.job]
+                ask = self._asks.pop(refusal.job, None)
+                self._jobs.pop(refusal.job, None)
+                if ask is not None:
+                    refused.append((ask, refusal.error))
         for ask, reason in refused:
             _resolve(ask.future, functools.partial(_raise, reason))
         threading.Thread(target=self._watch, args=(cluster,), name="hybridq-watch", daemon=True).start()
@@ -600,28 +625,36 @@ class Dispatcher:
 
         What was on a worker that went is asked once more.
         """
+        told = False
         while not self._leaving.wait(_WATCH_SECONDS):
             try:
-                found = {device.name: device for device in cluster.devices()}
-            except Exception:  # noqa: BLE001  # the scheduler does not answer: its tasks tell whether it is gone
-                continue
-            with self._lock:
-                assert self._ledger is not None
-                known = {device.name for device in self._ledger.devices} - self._beside.keys()
-                for name in known - found.keys():
-                    self._ledger.leave(name)
-                    self._release(name)
-                for name in found.keys() - known:
-                    self._ledger.join(found[name], time.monotonic())
-            if len(known) != len(found):
-                self._progress.message(f"{len(found)} workers, {len(known)} before")
-            for name in known - found.keys():
-                cluster.lost(name)
-            if self._site.most_workers is not None:
-                self._scale(cluster, len(found))
-            elif len(found) < len(self._expected):
-                cluster.replenish()
+                self._look(cluster)
+                told = False
+            except Exception as error:  # noqa: BLE001  # a scheduler that does not answer; the next look may succeed
+                if not (told or self._leaving.is_set()):
+                    self._progress.message(f"the cluster cannot be looked after ({type(error).__name__}: {error})")
+                told = True
             self._pump()
+
+    def _look(self, cluster: Cluster) -> None:
+        """Bring what is known of the workers up to date."""
+        found = {device.name: device for device in cluster.devices()}
+        with self._lock:
+            assert self._ledger is not None
+            known = {device.name for device in self._ledger.devices} - self._beside.keys()
+            for name in known - found.keys():
+                self._ledger.leave(name)
+                self._release(name)
+            for name in found.keys() - known:
+                self._ledger.join(found[name], time.monotonic())
+        if len(known) != len(found):
+            self._progress.message(f"{len(found)} workers, {len(known)} before")
+        for name in known - found.keys():
+            cluster.lost(name)
+        if self._site.most_workers is not None:
+            self._scale(cluster, len(found))
+        elif len(found) < len(self._expected):
+            cluster.replenish()
 
     def _release(self, name: str) -> None:
         """Loops that wait for the worker ``name``, which is gone, may go to any; the lock is held."""
@@ -630,9 +663,7 @@ class Dispatcher:
         for number, ask in self._asks.items():
             if not isinstance(ask, LoopAsk) or ask.loop.program.device or self._jobs[number].pin != name:
                 continue
-            if self._ledger.cancel(number):
-                self._jobs[number] = replace(self._jobs[number], pin=None)
-                self._ledger.submit(self._jobs[number], time.monotonic())
+            self._change(number, replace(self._jobs[number], pin=None))
 
     def _scale(self, cluster: Cluster, there: int) -> None:
         """Ask for as many workers as have something to do, within the site's bounds; fewer only after a while.
@@ -646,13 +677,15 @@ class Dispatcher:
             waiting, seconds = self._ledger.waiting, self._ledger.work
             busy = sum(bool(self._ledger.running(d.name)) for d in self._ledger.devices if d.name not in self._beside)
         now = time.monotonic()
-        if waiting or self._wanted_at is None:
+        if waiting or busy or self._wanted_at is None:
             self._wanted_at = now
         wanted = max(least, min(most, busy + min(waiting, math.ceil(seconds / _AHEAD_SECONDS))))
         if wanted > self._asked_for:
             self._asked_for = wanted
             self._progress.message(f"{waiting} calls wait for {there} workers; {wanted} asked for")
             cluster.scale(wanted)
+        elif there < self._asked_for and waiting:
+            cluster.scale(self._asked_for)  # some went: a cluster starts others only when it is asked again
         elif wanted < self._asked_for and not busy and now - self._wanted_at > _IDLE_SECONDS:
             self._asked_for = wanted
             cluster.scale(wanted)
@@ -672,7 +705,13 @@ class Dispatcher:
         """Send what the placement lets go."""
         sends: list[Callable[[], None]] = []
         with self._lock:
-            if self._closed is not None or not self._asks:
+            for number, error in self._refused:
+                self._jobs.pop(number, None)
+                ask = self._asks.pop(number, None)
+                if ask is not None:
+                    sends.append(functools.partial(_resolve, ask.future, functools.partial(_raise, error)))
+            self._refused.clear()
+            if self._closed is not None or not (self._asks or sends):
                 return
             if self._cluster is None and any(not job.backend for job in self._jobs.values()):
                 self._start_cluster()
@@ -805,7 +844,7 @@ class Dispatcher:
             self._ended(batch)
             if error is None:
                 packed, where, address = answer
-                found: Any = unpack_advance(packed)
+                found: Any = _advance_of(packed, where)
                 if isinstance(found, Advance) and found.state == "lost" and not ask.with_points:
                     ask.with_points = True
                     self._again(ask)
@@ -871,10 +910,18 @@ class Dispatcher:
         """What waits of the steps called ``name`` is known to be shorter or longer from now on; the lock is held."""
         assert self._ledger is not None
         for number, ask in self._asks.items():
-            if isinstance(ask, StepAsk) and ask.name == name and ask.timeout is None and self._ledger.cancel(number):
+            if isinstance(ask, StepAsk) and ask.name == name and ask.timeout is None:
                 job = self._jobs[number]
-                self._jobs[number] = replace(job, need=replace(job.need, seconds=seconds))
-                self._ledger.submit(self._jobs[number], time.monotonic())
+                self._change(number, replace(job, need=replace(job.need, seconds=seconds)))
+
+    def _change(self, number: Hashable, job: Job) -> None:
+        """Put ``job`` in the place of one that waits; what is refused then is answered by `_pump`. The lock is held."""
+        assert self._ledger is not None
+        if self._ledger.cancel(number):
+            self._jobs[number] = job
+            refusal = self._ledger.submit(job, time.monotonic())
+            if refusal is not None:
+                self._refused.append((number, refusal.error))
 
     def _answer_step(self, ask: StepAsk, reply: StepReply) -> None:
         with self._lock:
@@ -894,7 +941,12 @@ class Dispatcher:
 def places_of(site: Site) -> Places:
     """What a site has to run on, as far as it says itself: workers are known of a cluster of our own only."""
     workers = _local_devices(site) if site.cluster is None else ()
-    return Places(workers, "the local cluster", tuple(map(_beside, site.devices)))
+    return Places(workers, "the local cluster", tuple(map(_beside, site.devices)), _hosting(site))
+
+
+def _hosting(site: Site) -> frozenset[str]:
+    """Identities of the backends of a site's devices that are not simulators."""
+    return frozenset(d.backend.identity for d in site.devices if isinstance(d.backend, Backend))
 
 
 def driver_device() -> Device:
@@ -989,6 +1041,14 @@ def _outcomes(packed: bytes, count: int, where: str) -> list[Outcome | BaseExcep
     return [EngineFailed(f"the answer of the worker {where} cannot be read ({reason}).")] * count
 
 
+def _advance_of(packed: bytes, where: str) -> Any:
+    """What a slice of a loop came to; an answer that cannot be read is a failure of it."""
+    try:
+        return unpack_advance(packed)
+    except Exception as error:  # noqa: BLE001  # whatever is in it, who asked is answered
+        return EngineFailed(f"the answer of the worker {where} cannot be read ({type(error).__name__}: {error}).")
+
+
 def _worth_another_try(error: BaseException, tries: int) -> bool:
     return isinstance(error, EngineFailed) and tries < _ATTEMPTS
 
@@ -1001,9 +1061,10 @@ def _resolve(future: Future[Any], value: Callable[[], Any]) -> None:
     """Resolve ``future`` with what ``value()`` returns or raises."""
     if future.done():  # the run is being left
         return
-    try:
-        found = value()
-    except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
-        future.set_exception(error)
-    else:
-        future.set_result(found)
+    with contextlib.suppress(InvalidStateError):  # it is left just now
+        try:
+            found = value()
+        except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
+            future.set_exception(error)
+        else:
+            future.set_result(found)

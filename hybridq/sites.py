@@ -68,7 +68,8 @@ class Device:
 class Site:
     """A Dask cluster, and devices beside it.
 
-    The cluster's workers run classical steps and whatever names no device. ``Site.read(path)`` reads one from TOML.
+    The cluster's workers run classical steps and what names no device; but programs of a Qiskit backend that a device
+    has run there, named or not. ``Site.read(path)`` reads one from TOML.
     Raises `WorkflowError` for anything that cannot be.
     """
 

@@ -22,6 +22,7 @@ from qiskit.quantum_info import SparsePauliOp
 from runs import recorded
 
 import hybridq as hq
+from hybridq import dispatch
 from hybridq import journal as records
 from hybridq.cluster import Cluster
 from hybridq.dispatch import Dispatcher, driver_engine
@@ -413,3 +414,40 @@ def test_what_fails_in_one_part_fails_the_call(client: Client, store: Path, monk
     monkeypatch.setattr("hybridq.dispatch._outcomes", failing)
     with pytest.raises(hq.EngineFailed, match="broken"):
         hq.run(wide_calls, 1500, name="a", store=store, cluster=client)
+
+
+def test_parts_that_fail_are_tried_again_each_by_itself(
+    client: Client, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = hq.run(wide_calls, 1500, name="whole", store=store, cluster=client)
+    unpack, failed = dispatch._outcomes, []
+
+    def failing(packed: bytes, count: int, where: str) -> list[Any]:
+        if len(failed) < 4:
+            failed.append(where)
+            return [hq.EngineFailed("once")] * count
+        return unpack(packed, count, where)
+
+    monkeypatch.setattr("hybridq.dispatch._outcomes", failing)
+    again = hq.run(wide_calls, 1500, name="again", store=store, cluster=client)
+    assert len(failed) == 4
+    assert [a.tobytes() for a in again] == [a.tobytes() for a in whole]
+
+
+def test_a_look_at_the_cluster_that_fails_is_told_and_the_next_one_counts(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without it, what was on a worker that is lost would be waited for, for ever."""
+    devices, looks = Cluster.devices, []
+
+    def failing(self: Cluster) -> Any:
+        looks.append(len(looks))
+        if len(looks) in (2, 3):
+            raise OSError("no answer")
+        return devices(self)
+
+    monkeypatch.setattr(Cluster, "devices", failing)
+    found = hq.run(some_deadly, 30, [7], 0.1, name="a", store=store, workers=2)
+    assert [i for i in range(30) if found[i] != i] == [7]
+    assert len(looks) > 3
+    assert capfd.readouterr().err.count("the cluster cannot be looked after (OSError: no answer)") == 1

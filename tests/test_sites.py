@@ -236,6 +236,12 @@ def test_what_has_the_backend_of_a_device_runs_there_unnamed(store: Path, tmp_pa
     assert [e.where for e in recorded(store / "a", records.Evaluation)] == ["line"]
 
 
+def test_a_simulator_of_a_site_takes_only_what_names_it(store: Path) -> None:
+    site = hq.Site(devices=(hq.Device(name="apart", backend="aer"),))
+    hq.run(values, [None, "aer", "apart"], name="a", store=store, site=site)
+    assert [e.where for e in recorded(store / "a", records.Evaluation)] == ["driver", "driver", "apart"]
+
+
 def test_a_run_goes_on_when_its_device_has_another_name(store: Path, tmp_path: Path) -> None:
     first = hq.Site(devices=(hq.Device(name="old", backend=NOISY),), backend="old")
     again = hq.Site(devices=(hq.Device(name="new", backend=NOISY, slots=2),), backend="new")
