@@ -163,7 +163,7 @@ def some_deadly(count: int, poison: list[int], seconds: float) -> list[Any]:
     ("count", "poison", "seconds"),
     [
         (200, [150], 0.0),
-        pytest.param(63, [20, 21, 22], 0.05),
+        pytest.param(63, [20, 21, 22], 0.05, marks=pytest.mark.slow),
         pytest.param(60, [*range(20, 40)], 0.05, marks=pytest.mark.slow),
     ],
     ids=["in a pack", "three in a row", "twenty in a row"],
@@ -416,6 +416,7 @@ def test_what_fails_in_one_part_fails_the_call(client: Client, store: Path, monk
         hq.run(wide_calls, 1500, name="a", store=store, cluster=client)
 
 
+@pytest.mark.slow
 def test_parts_that_fail_are_tried_again_each_by_itself(
     client: Client, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
