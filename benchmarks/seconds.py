@@ -26,7 +26,7 @@ from qiskit.quantum_info import SparsePauliOp
 
 from benchmarks.adjoint import heisenberg
 from hybridq.backends import Aer, Noise
-from hybridq.engines.costs import DEFAULT, Corrections, Timed, calibrate, features, fitted, preparation, seconds
+from hybridq.engines.costs import DEFAULT, Corrections, Timed, calibrate, features, fitted, need, preparation
 from hybridq.engines.process import EngineProcess
 from hybridq.location import Location
 from hybridq.problems.molecules import molecule
@@ -180,13 +180,13 @@ def run(compare: Any) -> list[dict[str, Any]]:
     errors: dict[str, list[dict[str, float]]] = {}
     for number, (each, first, seen, *later) in enumerate(zip(listed, *times, strict=True)):
         usual, wall = statistics.median(later), statistics.median(walls[number::PROGRAMS])
-        online = seconds(each, calibration, corrections)
+        online = need(each, calibration, corrections).seconds
         corrections.observe(each, seen, calibration)
-        estimate = seconds(each, calibration)
+        estimate = calibration.seconds(each)
         predicted = {
-            "error": estimate / usual, "least": estimate / min(later), "clock": seconds(each, clock) / wall,
-            "built-in": seconds(each, DEFAULT) / usual, "online": online / usual,
-            "corrected": seconds(each, calibration, corrections) / usual,
+            "error": estimate / usual, "least": estimate / min(later), "clock": clock.seconds(each) / wall,
+            "built-in": DEFAULT.seconds(each) / usual, "online": online / usual,
+            "corrected": need(each, calibration, corrections).seconds / usual,
             "first": (estimate + preparation(each, calibration)) / first,
         }  # fmt: skip
         found = {name: abs(ratio - 1) for name, ratio in predicted.items()}

@@ -13,7 +13,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -265,14 +265,10 @@ def devices(site_file: str | None, cluster: str | None, workers: int | None, mea
     from hybridq import calibration
     from hybridq.dispatch import driver_device, driver_engine, places_of
     from hybridq.engines.costs import DEFAULT, calibrate
-    from hybridq.sites import LOCAL, Site
+    from hybridq.sites import Site
 
     try:
-        site = LOCAL if site_file is None else Site.read(site_file)
-        given: dict[str, Any] = {
-            key: value for key, value in (("cluster", cluster), ("workers", workers)) if value is not None
-        }
-        site = replace(site, **given)
+        site = Site.of(site_file, cluster=cluster, workers=workers)
         if measure:
             written = calibration.write(Path(store), calibrate(driver_engine().evaluate))
             click.echo(f"measured; kept in {written}", err=True)

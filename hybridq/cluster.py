@@ -151,7 +151,8 @@ class _Asked:
 class Cluster:
     """A running Dask cluster that has hybridq's plugin.
 
-    ``site.cluster`` is None for one of our own on this machine, a scheduler's address, or a ``distributed.Client``.
+    ``site.cluster`` is None for one of our own on this machine, a scheduler's address, a ``distributed.Client``, or a
+    cluster object of Dask's.
     Raises `NoDevice` if nobody answers or a worker cannot run hybridq, and `WorkflowError` for skewed versions.
     """
 

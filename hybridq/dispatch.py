@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import psutil
@@ -114,6 +114,13 @@ class _Ask:
     """How often it failed since it was asked."""
     deaths: tuple[str, ...] = ()
     """What became of the workers that were lost while they had it."""
+    kind: ClassVar[str]
+    """Of its job in the ledger."""
+
+    @property
+    def evaluates(self) -> Program | None:
+        """The program, or that of the loop; None for a step."""
+        return None
 
     @property
     def label(self) -> str:
@@ -125,6 +132,7 @@ class _Ask:
 class ProgramAsk(_Ask):
     """A program to evaluate. ``finish`` turns its answer into the future's value, and may raise."""
 
+    kind = "quantum"
     program: Program
     finish: Callable[[Evaluated], Any]
     unchanged: Callable[[], bool] | None = None
@@ -132,6 +140,11 @@ class ProgramAsk(_Ask):
     is not, it fails as `Changed`."""
     rows: str = ""
     """Which rows of a program that is spread over workers, as "[0:250]"."""
+
+    @property
+    def evaluates(self) -> Program:
+        """The program."""
+        return self.program
 
     @property
     def label(self) -> str:
@@ -143,6 +156,7 @@ class ProgramAsk(_Ask):
 class StepAsk(_Ask):
     """A classical step to run, packed; ``finish`` turns its reply into the future's value, and may raise."""
 
+    kind = "classical"
     call: bytes
     seed: int
     memory: int
@@ -155,6 +169,7 @@ class StepAsk(_Ask):
 class LoopAsk(_Ask):
     """A slice of a loop to run; the future's value is an `Advanced`."""
 
+    kind = "loop"
     loop: Loop
     points: Sequence[Point]
     """All that are known, recorded or from earlier slices."""
@@ -164,6 +179,11 @@ class LoopAsk(_Ask):
     """Of the worker that has the loop's optimizer waiting."""
     with_points: bool = False
     """Whether the points go with it: where it goes they are not known."""
+
+    @property
+    def evaluates(self) -> Program:
+        """The program of its first point."""
+        return self.loop.program
 
 
 @dataclass(frozen=True)
@@ -186,22 +206,14 @@ class Places:
     hosting: frozenset[str] = frozenset()
     """Identities of backends whose programs run beside the workers, named or not: those that are not simulated here."""
 
-    def hosted(self, device: str, backend: str) -> bool:
-        """Whether only devices beside the workers are for a program that asks for ``device``, or has ``backend``."""
-        return bool(device) or backend in self.hosting
-
-    def at_hand(self, required: Need) -> bool:
-        """Whether the driver's engine is the place for a lone program: it is short, or fits nowhere else."""
-        return _at_hand(required, self.workers)
-
     def placed(self, required: Need, *, alone: bool, what: str = "the program", device: str = "", backend: str = ""
                ) -> str:  # fmt: skip
         """The name of where a program would go; raises `PlacementError` with what it would be refused with.
 
         ``device`` is the one it asks for, or "", ``backend`` the identity of what evaluates it.
         """
-        hosted = self.hosted(device, backend)
-        if alone and not hosted and self.at_hand(required):
+        hosted = bool(device) or backend in self.hosting
+        if alone and not hosted and _at_hand(required, self.workers):
             return "the driver's engine"
         job = Job(what, required, pin=device or None, backend=backend if hosted else "")
         refusal = Ledger(expected=(*self.workers, *self.beside)).submit(job, 0.0)
@@ -216,6 +228,7 @@ class Places:
 
 
 def _at_hand(required: Need, workers: Sequence[Device]) -> bool:
+    """Whether the driver's engine is the place for a lone program: it is short, or fits nowhere else."""
     if required.bytes > _driver_bytes():
         return False
     return required.seconds < _WORTH_THE_TRIP or required.bytes > max(d.bytes for d in workers)
@@ -390,21 +403,17 @@ class Dispatcher:
     def _enqueue(self, ask: _Ask, required: Need, template: str) -> None:
         """Put ``ask`` into the queue; raises what it is refused with."""
         self._workers_known()
-        kind = "loop" if isinstance(ask, LoopAsk) else "quantum" if isinstance(ask, ProgramAsk) else "classical"
         parent = ask.location.parent
         with self._lock:
             self._refuse_if_closed()
             assert self._ledger is not None
             times = next(self._numbers)
             number = ask.label if ask.label not in self._asks else f"{ask.label} ({times})"
-            asked = (
-                ask.loop.program if isinstance(ask, LoopAsk) else ask.program if isinstance(ask, ProgramAsk) else None
-            )
-            hosted = asked is not None and self._hosted(asked)
+            asked = ask.evaluates
             job = Job(
-                number, required, self._run, str(parent or ""), ask.priority, template=template, kind=kind,
+                number, required, self._run, str(parent or ""), ask.priority, template=template, kind=ask.kind,
                 pin=(asked.device or self._home(ask)) if asked else None,
-                backend=asked.backend if asked and hosted else "", sole=bool(ask.deaths),
+                backend=asked.backend if asked and self._hosted(asked) else "", sole=bool(ask.deaths),
             )  # fmt: skip
             refusal = self._ledger.submit(job, time.monotonic())
             if refusal is not None:
@@ -419,11 +428,10 @@ class Dispatcher:
         Where its optimizer does not wait, that runs again over all points so far, which can take as long as the first
         time. So a loop goes elsewhere only from a worker that is full to one that has fewer loops than it could run.
         """
-        address = ask.address if isinstance(ask, LoopAsk) and not (ask.with_points or ask.deaths) else None
-        if address is None:
+        if not isinstance(ask, LoopAsk) or ask.address is None or ask.with_points or ask.deaths:
             return None
-        assert isinstance(ask, LoopAsk)
         assert self._ledger is not None
+        address = ask.address
         slots = {d.name: d.slots for d in self._ledger.devices if d.name not in self._beside}
         if address not in slots:
             return None
@@ -530,7 +538,7 @@ class Dispatcher:
 
     def _hosted(self, asked: Program) -> bool:
         """Whether a program is for devices beside the workers only."""
-        return bool(asked.device) or (bool(self._hosting) and asked.backend in self._hosting)
+        return bool(asked.device) or asked.backend in self._hosting
 
     def _workers_known(self) -> Sequence[Device]:
         """The workers as devices: as they are once the cluster runs, as they will be before a local one is started."""

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridq.errors import Corrupt, JournalError, Locked, Version, WorkflowError
-from hybridq.values import Encoded, Written, digest_bytes
+from hybridq.values import Encoded, Written, digest_bytes, to_json
 
 __all__ = [
     "Circuit",
@@ -294,7 +294,6 @@ def _text(record: Record) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"}"  # a lone surrogate, as of a file's name, as JSON's escape
 
 
-_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _STARTS = {kind: tuple((name, f'"{name}":') for name in names) for kind, names in _FIELDS.items()}
 
 
@@ -305,7 +304,7 @@ def _json(value: Any) -> str:
         return "null"
     if kind is int or (kind is float and math.isfinite(value)):
         return repr(value)
-    return value.json if kind is Written else _to_json(value)
+    return value.json if kind is Written else to_json(value)
 
 
 # -- run directories ---------------------------------------------------------------------------------------------

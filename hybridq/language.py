@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -770,8 +770,12 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     asked = overrides.get() or Overrides()
     seed = asked.seed if asked.seed is not None else seed
     _check_run(workflow, name, seed)
-    site = _site_of(asked.site if asked.site is not None else site, cluster, workers, backend)
-    site = _site_of(site, asked.cluster, asked.workers, asked.backend)
+    given = {"cluster": cluster, "workers": workers, "backend": backend}
+    if asked.site is not None:  # the command's file counts before the script's keywords, its other options before both
+        site = Site.read(asked.site)
+        given = {key: value for key, value in given.items() if getattr(site, key) is None}
+    given |= {key: getattr(asked, key) for key in ("cluster", "workers", "backend") if getattr(asked, key) is not None}
+    site = Site.of(site, **given)
     evaluates, _ = site.resolve(None)
     seed = 0 if seed is None else int(seed)
     body = unwrap(workflow)
@@ -857,20 +861,6 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
         f"answered from the record in {journal.directory}"
     )
     return value
-
-
-def _site_of(site: Any, cluster: Any, workers: int | None, backend: Any) -> Site:
-    """``site``, read if it is a path, with what was given in place of what it says."""
-    if isinstance(site, (str, os.PathLike)):
-        site = Site.read(site)
-    elif site is None:
-        site = LOCAL
-    elif not isinstance(site, Site):
-        raise WorkflowError(f"site is a {type(site).__qualname__}; give an hq.Site, or the path of a TOML file.")
-    given = {"cluster": cluster, "workers": workers, "backend": backend}
-    changed = {key: value for key, value in given.items() if value is not None}
-    found: Site = replace(site, **changed) if changed else site
-    return found
 
 
 def _check_run(workflow: Any, name: Any, seed: Any) -> None:

@@ -10,17 +10,19 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hybridq.backends import AER_METHODS, Adjoint, Aer, AnyBackend, Backend, Noise, named_backend
+from hybridq.backends import AER_METHODS, Adjoint, Aer, AnyBackend, Backend, Noise, loaded, named_backend
 from hybridq.errors import HybridqError, NoDevice, WorkflowError
 from hybridq.resources import parse_bytes
 
 __all__ = ["LOCAL", "POLICY_NAMES", "Device", "Site"]
 
+_SIMULATORS = ("aer", "adjoint", *AER_METHODS)
+"""Names of backends without a colon."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -52,7 +54,7 @@ class Device:
                 f"{self.name!r} cannot name a device; give a letter or digit, then up to 63 letters, digits, '.', '_' "
                 "and '-'."
             )
-        if self.name in ("aer", "adjoint", *AER_METHODS):
+        if self.name in _SIMULATORS:
             raise WorkflowError(f"{what}: the name stands for a simulator already; choose another.")
         object.__setattr__(self, "backend", named_backend(self.backend))
         if self.qubits is not None:
@@ -120,6 +122,22 @@ class Site:
         self.resolve(None)
 
     @classmethod
+    def of(cls, site: Any, *, cluster: Any = None, workers: int | None = None, backend: Any = None) -> Site:
+        """``site``, read if it is a path, `LOCAL` if it is None, with what else is given in place of what it says.
+
+        Raises `WorkflowError` for anything that cannot be.
+        """
+        if isinstance(site, (str, os.PathLike)):
+            site = cls.read(site)
+        elif site is None:
+            site = LOCAL
+        elif not isinstance(site, Site):
+            raise WorkflowError(f"site is a {type(site).__qualname__}; give an hq.Site, or the path of a TOML file.")
+        given = {"cluster": cluster, "workers": workers, "backend": backend}
+        changed: Site = replace(site, **{key: value for key, value in given.items() if value is not None})
+        return changed
+
+    @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Site:
         """The site that a TOML file describes. Raises `WorkflowError`, naming the file, for anything wrong in it."""
         try:
@@ -152,13 +170,11 @@ class Site:
             if device.name == asked:
                 return device.backend, device.name
         known = [device.name for device in self.devices]
-        if not known or not isinstance(asked, str) or asked in ("aer", "adjoint", *AER_METHODS) or ":" in asked:
+        if not known or not isinstance(asked, str) or asked in _SIMULATORS or ":" in asked:
             return named_backend(asked), ""
-        near = difflib.get_close_matches(asked, [*known, "aer", "adjoint", *AER_METHODS], 1)
         raise NoDevice(
             f"{asked!r} is neither a device of the site {self.name!r} (it has {', '.join(known)}) nor a "
-            f"backend (aer, adjoint, {', '.join(AER_METHODS)}, module:function)."
-            + (f" Did you mean {near[0]!r}?" if near else "")
+            f"backend ({', '.join(_SIMULATORS)}, module:function).{_meant(asked, (*known, *_SIMULATORS))}"
         )
 
 
@@ -230,8 +246,6 @@ def _noise(table: Mapping[str, Any]) -> Noise:
     """Of ``{one_qubit = .., two_qubit = .., readout = ..}``, or ``{of = "module:function"}`` of a Qiskit backend."""
     if "of" in table:
         _known(table, "in its noise", ("of",))
-        from hybridq.backends import loaded
-
         return Noise.of(loaded(Backend(table["of"])))
     return Noise.depolarizing(**_known(table, "in its noise", ("one_qubit", "two_qubit", "readout")))
 
@@ -246,10 +260,14 @@ def _known(table: Mapping[str, Any], where: str, keys: tuple[str, ...]) -> dict[
     """``table``; raises `WorkflowError` for a key that is not among ``keys``."""
     for key in table:
         if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
-            raise WorkflowError(f"there is no key {key!r} {where}; there are {', '.join(keys)}.{meant}")
+            raise WorkflowError(f"there is no key {key!r} {where}; there are {', '.join(keys)}.{_meant(key, keys)}")
     return dict(table)
+
+
+def _meant(name: str, names: Sequence[str]) -> str:
+    """A question after the one of ``names`` that is spelt almost like ``name``, if there is one."""
+    near = difflib.get_close_matches(name, names, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _memory(what: str, value: Any) -> int:

@@ -35,6 +35,7 @@ __all__ = [
     "encode",
     "keep_digest",
     "same_value",
+    "to_json",
 ]
 
 MAX_VALUE_BYTES = 256 * 10**6
@@ -73,11 +74,12 @@ class Encoded:
         return len(self.text) + sum(map(len, self.attachments.values()))
 
 
-_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+"""A document as JSON text, without spaces."""
 
 
 def _dumps(document: Any) -> bytes:
-    return _to_json(document).encode()
+    return to_json(document).encode()
 
 
 class Written(dict[str, Any]):

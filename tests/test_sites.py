@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from runs import recorded
 
 import hybridq as hq
 from hybridq import journal as records
+from hybridq.engines.process import EngineProcess
 from hybridq.journal import read_records
+from hybridq.language import Overrides, overrides
 from hybridq.policies import POLICIES
-from hybridq.sites import LOCAL, POLICY_NAMES
+from hybridq.sites import LOCAL, POLICY_NAMES, _device
 
 CIRCUIT = efficient_su2(2, reps=1)
 TERMS = SparsePauliOp(["ZZ", "XI", "IX"], [1.0, 0.5, 0.5])
@@ -184,8 +188,6 @@ def test_what_is_no_site(store: Path, site: Any, words: str) -> None:
 
 @given(st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=5), st.booleans()), max_size=4))
 def test_no_key_is_passed_over(table: dict[str, Any]) -> None:
-    from hybridq.sites import _device
-
     table = {"name": "d", **table}
     known = {"name", "engine", "method", "noise", "bond_dimension", "qubits", "memory", "slots", "cost_per_shot",
              "latency"}  # fmt: skip
@@ -265,10 +267,6 @@ def test_loops_run_on_devices_with_the_same_bits(store: Path, tmp_path: Path, ba
 
 
 def test_slots_bound_what_runs_side_by_side(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
-    from hybridq.engines.process import EngineProcess
-
     most, now, lock = [0], [0], threading.Lock()
     evaluate = EngineProcess.evaluate
 
@@ -289,6 +287,20 @@ def test_slots_bound_what_runs_side_by_side(store: Path, monkeypatch: pytest.Mon
     assert most[0] == 2
 
 
+@pytest.mark.parametrize(("options", "where"), [({}, "noisy"), ({"backend": "values"}, "values")], ids=["file", "both"])
+def test_the_commands_site_counts_before_the_scripts_keywords(
+    store: Path, tmp_path: Path, options: dict[str, str], where: str
+) -> None:
+    asked = Overrides(site=str(lab(tmp_path)), **options)
+
+    def inner() -> None:
+        overrides.set(asked)
+        hq.run(values, [None], name="a", store=store, backend="statevector", workers=2)
+
+    contextvars.copy_context().run(inner)
+    assert [e.where for e in recorded(store / "a", records.Evaluation)] == [where]
+
+
 def test_what_a_device_cannot_take_is_refused_with_need_and_have(store: Path, tmp_path: Path) -> None:
     site = hq.Site.read(lab(tmp_path))
     assert "needs 4 qubits, has 3" in hq.run(refused, 4, "noisy", store=store, site=site)
@@ -301,8 +313,6 @@ def test_what_a_device_cannot_take_is_refused_with_need_and_have(store: Path, tm
 
 
 def test_a_lost_engine_of_a_device_is_replaced(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hybridq.engines.process import EngineProcess
-
     killed: list[int] = []
     run = EngineProcess.run
 

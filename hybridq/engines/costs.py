@@ -50,7 +50,6 @@ __all__ = [
     "need",
     "operator_split",
     "preparation",
-    "seconds",
 ]
 
 Array = NDArray[Any]
@@ -260,7 +259,8 @@ def need(program: Program, calibration: Calibration | None = None, corrections: 
     - 4 KiB a gate, for a simulator's shots that again for each group, 32 KiB a channel of noise, 1 KiB a Pauli;
     - 32 MiB for whatever does not grow; 96 MiB more where Qiskit's transpiler is loaded.
 
-    Seconds are those of `seconds`, with the built-in calibration unless another is given.
+    Seconds are those of `Calibration.seconds`, of the built-in calibration unless another is given, times what
+    ``corrections`` say.
     """
     template, shots = physical(program.template), program.shots or 0
     calibration = DEFAULT if calibration is None else calibration
@@ -534,12 +534,6 @@ class Calibration:
         kind, executions, execution = _work(program)
         own, *others = self.coefficients[kind]
         return float(own + executions * sum(map(operator.mul, others, execution)))
-
-
-def seconds(program: Program, calibration: Calibration, corrections: Corrections | None = None) -> float:
-    """Estimated time of ``program`` inside an engine that knows its template, in seconds, on one thread."""
-    estimate = calibration.seconds(program)
-    return estimate if corrections is None else estimate * corrections.factor(program)
 
 
 def preparation(program: Program, calibration: Calibration) -> float:

@@ -31,7 +31,6 @@ from hybridq.engines.costs import (
     features,
     need,
     preparation,
-    seconds,
 )
 from hybridq.engines.process import EngineProcess
 from hybridq.errors import EngineFailed, TooLarge, WorkflowError
@@ -355,16 +354,16 @@ class TestCorrections:
 
     def test_converge_on_what_is_observed(self) -> None:
         asked, other, corrections = ask(su2(2), "XX"), ask(su2(2), "ZZ"), Corrections()
-        assert seconds(asked, self.MODEL, corrections) == self.MODEL.seconds(asked) == 1e-3
+        assert need(asked, self.MODEL, corrections).seconds == self.MODEL.seconds(asked) == 1e-3
         corrections.observe(asked, 4e-3, self.MODEL)
-        assert seconds(asked, self.MODEL, corrections) == pytest.approx(4e-3)
-        assert seconds(other, self.MODEL, corrections) == 1e-3
+        assert need(asked, self.MODEL, corrections).seconds == pytest.approx(4e-3)
+        assert need(other, self.MODEL, corrections).seconds == 1e-3
         for observed in (4e-3, 90.0, 4e-3, 4e-3):  # one was interrupted
             corrections.observe(asked, observed, self.MODEL)
-        assert seconds(asked, self.MODEL, corrections) == pytest.approx(4e-3)
+        assert need(asked, self.MODEL, corrections).seconds == pytest.approx(4e-3)
         for _ in range(3):
             corrections.observe(asked, 2e-3, self.MODEL)
-        assert seconds(asked, self.MODEL, corrections) == pytest.approx(2e-3)
+        assert need(asked, self.MODEL, corrections).seconds == pytest.approx(2e-3)
         assert need(asked, self.MODEL, corrections).seconds == pytest.approx(2e-3)
 
     def test_what_is_prepared_first_does_not_count(self) -> None:
