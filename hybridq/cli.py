@@ -57,6 +57,10 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--site", metavar="FILE", help="TOML file with the cluster and the devices to use."),
         click.option("--take-over", is_flag=True, help="Take the run from a driver on another host that is known to be "
                      "gone."),
+        click.option("--fork", metavar="NAME", help="Branch off the run NAME, which answers what has not "
+                     "changed."),
+        click.option("--reuse", metavar="NAME", multiple=True, help="A run whose exact evaluations may answer equal "
+                     "ones; can be given several times."),
         click.option("--json", "as_json", is_flag=True, help="Put one JSON document on stdout, everything else on "
                      "stderr."),
     )):  # fmt: skip

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import dask
 import psutil
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, Worker, get_worker
+from distributed.comm.addressing import get_address_host_port
 from distributed.deploy.cluster import Cluster as AnyCluster
 from distributed.diagnostics.plugin import WorkerPlugin
 
@@ -37,6 +38,7 @@ BYTES = "hybridq-bytes"
 SLOTS = "hybridq-engines"
 """Dask resource that counts a worker's engine processes."""
 _CONNECT_SECONDS = 10
+_ANSWER_SECONDS = 10
 _BEGAN = "hybridq-began"
 """Topic of the events by which workers say that a step with a timeout began."""
 Key: TypeAlias = tuple[str, str, int]
@@ -163,12 +165,16 @@ class Cluster:
         self._asked: dict[Key, _Asked] = {}
         self._gone: set[str] = set()
         """Workers that were lost and have not come back."""
+        self._over = False
+        """Whether nothing is sent there any more."""
         self._lock = threading.Lock()
         self._arrived: SimpleQueue[tuple[Key, Any, BaseException | None] | None] = SimpleQueue()
         if address is None:
             self._own = _start_local(site)
             self.client = Client(self._own)
         elif isinstance(address, Client):
+            if address.status not in ("running", "connecting"):
+                raise NoDevice(f"the client that was given as the cluster is {address.status}; give one that is open.")
             self.client = address
         else:
             self.client = _connect(address)
@@ -182,6 +188,7 @@ class Cluster:
             raise
         assert self.client.loop is not None
         self._loop = self.client.loop
+        self._scheduler = _identity(self.client)["id"]
         self.client.subscribe_topic(_BEGAN, self._began)
         threading.Thread(target=self._collect, name="hybridq-collector", daemon=True).start()
 
@@ -189,6 +196,11 @@ class Cluster:
     def dashboard(self) -> str:
         """Address of the Dask dashboard, or an empty string if it has none."""
         return str(self.client.dashboard_link or "")
+
+    @property
+    def connected(self) -> bool:
+        """Whether the scheduler was not lost, as far as is known without asking it."""
+        return bool(self.client.status == "running")
 
     @property
     def address(self) -> str:
@@ -199,9 +211,20 @@ class Cluster:
         """Its workers, read from the scheduler now; each is known by its address.
 
         One whose plugin has not announced its resources yet is not there: Dask would never look again at a task that
-        needs them and came before they did.
+        needs them and came before they did. Raises `ClusterLost` if the scheduler is gone, or another one in its
+        place, and `TimeoutError` or `OSError` if it does not answer.
         """
-        workers = {at: worker for at, worker in _workers(self.client).items() if SLOTS in worker["resources"]}
+        if not self.connected:
+            raise ClusterLost("the connection to the Dask scheduler was lost")
+        try:
+            seen = _identity(self.client)
+        except (OSError, TimeoutError):
+            if _listens(self.client):
+                raise
+            raise ClusterLost("nothing listens where the Dask scheduler was") from None
+        if seen["id"] != self._scheduler:
+            raise ClusterLost("another Dask scheduler has taken the place of the one that was joined")
+        workers = {at: worker for at, worker in seen["workers"].items() if SLOTS in worker["resources"]}
         with self._lock:
             self._gone -= workers.keys()
         return tuple(_device(address, worker) for address, worker in workers.items())
@@ -214,12 +237,24 @@ class Cluster:
         ``key`` is unique in the run's life. ``needs`` are amounts of Dask resources. If the task says that it began and
         is not done ``timeout`` seconds later, its worker is restarted (nothing else ends a running step) and
         ``overran()`` is called in place of ``done``. A task goes nowhere else when its worker is gone (Dask would try
-        it on one after the other, and beside others): see `lost`.
+        it on one after the other, and beside others): see `lost`. Where the scheduler is gone, ``done`` is called with
+        `ClusterLost`, perhaps before this returns.
         """
-        future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs), workers=[on])
+        try:
+            future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs), workers=[on])
+        except Exception as error:
+            if self.connected:
+                raise
+            done(None, _lost(error))
+            return
         with self._lock:
-            self._asked[key] = _Asked(future, done, timeout, overran, on)
+            over = self._over
+            if not over:
+                self._asked[key] = _Asked(future, done, timeout, overran, on)
             gone = on in self._gone
+        if over:
+            done(None, _lost("it was given up"))
+            return
         if gone:  # it was decided to send this before that was known, and Dask would wait for the worker for ever
             self.lost(on)
         self._loop.add_callback(self._follow, key, future)
@@ -272,8 +307,24 @@ class Cluster:
         if self._own is not None:
             self._own.scale(len(self._own.worker_spec))  # starts those that are specified and not there
 
-    def close(self) -> None:
-        """End a cluster of our own, its workers and engines; leave one that was given as it was."""
+    def abandon(self) -> None:
+        """Give up a cluster whose scheduler is gone: everything in flight ends with `ClusterLost`."""
+        with self._lock:
+            self._over = True
+            asked = list(self._asked.values())
+            self._asked.clear()
+        for one in asked:
+            if one.timer is not None:
+                one.timer.cancel()
+            one.done(None, _lost("it was given up"))
+        # closing asks a scheduler that is gone, and takes as long as a connection is tried
+        threading.Thread(target=self.close, args=(60,), name="hybridq-closing", daemon=True).start()
+
+    def close(self, patience: float = 5) -> None:
+        """End a cluster of our own, its workers and engines; leave one that was given as it was.
+
+        Workers that have not ended after ``patience`` seconds are killed.
+        """
         self._arrived.put(None)
         if not self._own_client:
             return
@@ -282,7 +333,7 @@ class Cluster:
         if self._own is not None:
             pids = [nanny.pid for nanny in self._own.workers.values()]
             try:
-                self._own.close(timeout=5)
+                self._own.close(timeout=patience)
             except TimeoutError:  # one that is just being started does not answer: it goes without being asked
                 for pid in pids:
                     if pid is not None:
@@ -327,7 +378,7 @@ def look(address: Any) -> tuple[Seen, ...]:
     client = address if isinstance(address, Client) else _connect(address)
     try:
         processing = client.processing()
-        workers = _workers(client)
+        workers = _identity(client)["workers"]
         return tuple(
             Seen(_device(at, worker), str(worker["host"]), int(worker["metrics"]["memory"]),
                  tuple(map(_task, processing.get(at, ()))))
@@ -338,14 +389,28 @@ def look(address: Any) -> tuple[Seen, ...]:
             client.close()
 
 
-def _workers(client: Client) -> Mapping[str, Any]:
-    """What the scheduler says of its workers now, by address.
+def _identity(client: Client) -> Mapping[str, Any]:
+    """What the scheduler says of itself and its workers now.
 
     Not ``scheduler_info``: that returns what the client last heard, and every two seconds it asks for no workers.
+    Raises `TimeoutError` or `OSError` if it does not answer.
     """
     assert client.scheduler is not None
-    found: Mapping[str, Any] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    found: Mapping[str, Any] = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=_ANSWER_SECONDS)
     return found
+
+
+def _listens(client: Client) -> bool:
+    """Whether anybody takes connections at the scheduler's address; True if that cannot be told."""
+    assert client.scheduler is not None
+    try:
+        host, port = get_address_host_port(str(client.scheduler.address), strict=True)
+        with socket.create_connection((host, port), timeout=_ANSWER_SECONDS):
+            return True
+    except ConnectionRefusedError:
+        return False
+    except (OSError, ValueError):
+        return True
 
 
 def _task(key: Any) -> str:
@@ -365,13 +430,17 @@ def _device(address: str, worker: Mapping[str, Any]) -> Device:
 def _explained(error: BaseException) -> BaseException:
     """A task's error as one of ours where Dask's own words would not help."""
     if isinstance(error, CancelledError):
-        return ClusterLost(
-            f"the Dask scheduler dropped the task ({error}); the cluster was shut down or lost. Run again: everything "
-            "recorded is kept."
-        )
+        return _lost(error)
     if isinstance(error, KilledWorker):
         return WorkerLost(f"the worker at {error.last_worker.address} died")
     return error
+
+
+def _lost(reason: Any) -> ClusterLost:
+    return ClusterLost(
+        f"the Dask scheduler dropped the task ({reason}); the cluster was shut down or lost. Run again: everything "
+        "recorded is kept."
+    )
 
 
 def _start_local(site: Site) -> LocalCluster:

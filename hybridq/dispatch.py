@@ -30,7 +30,7 @@ from hybridq.engines.costs import DEFAULT, Calibration, Corrections, need
 from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.process import EngineProcess
 from hybridq.engines.wire import encode_template, pack, pack_loop, unpack_advance, unpack_outcomes
-from hybridq.errors import EngineFailed, HybridqError, NoDevice, TimedOut, WorkerLost, WorkflowError
+from hybridq.errors import ClusterLost, EngineFailed, HybridqError, NoDevice, TimedOut, WorkerLost, WorkflowError
 from hybridq.ledger import Ledger
 from hybridq.location import Location
 from hybridq.policies import Batch, Device, Job
@@ -50,7 +50,7 @@ __all__ = [
 ]  # fmt: skip
 
 _ATTEMPTS = 3
-"""So often a program or a slice of a loop is tried whose engine process fails."""
+"""So often a program or a slice of a loop is tried whose engine process fails, and anything whose cluster is lost."""
 _DEATHS = 2
 """With so many workers lost under a call it is not asked again; the last one it had to itself."""
 _WORTH_THE_TRIP = 10 * ROUND_TRIP
@@ -67,6 +67,8 @@ _AHEAD_SECONDS = 5.0
 """A cluster that may grow is asked for workers until what waits would take each of them so long, in seconds."""
 _IDLE_SECONDS = 20.0
 """It shrinks when so long nothing has been waiting for its workers, in seconds."""
+_SILENT_SECONDS = 60.0
+"""A scheduler that takes connections and does not answer for so long counts as lost, in seconds."""
 _TELL_SECONDS = 30.0
 """Between lines that say that the same is still waited for."""
 _WATCH_SECONDS = 1.0
@@ -114,6 +116,8 @@ class _Ask:
     """How often it failed since it was asked."""
     deaths: tuple[str, ...] = ()
     """What became of the workers that were lost while they had it."""
+    drops: int = 0
+    """How often the cluster was lost that had it."""
     kind: ClassVar[str]
     """Of its job in the ledger."""
 
@@ -277,6 +281,12 @@ class Dispatcher:
         self._wanted_at: float | None = None
         """When something was last waiting for workers; by the monotonic clock."""
         self._cluster: Cluster | None = None
+        self._lost_at: float | None = None
+        """When the last cluster was lost that none has taken the place of; by the monotonic clock."""
+        self._empty_at: float | None = None
+        """Since when no worker is there; by the monotonic clock."""
+        self._told_at = 0.0
+        """When it was last said what is waited for; by the monotonic clock."""
         self._starting = False
         self._ready = threading.Event()
         self._closed: BaseException | None = None
@@ -462,8 +472,8 @@ class Dispatcher:
             asks = self._emptied()
         for ask in asks:
             _resolve(ask.future, functools.partial(_raise, reason))
-        if starting:
-            self._ready.wait(15)
+        if starting:  # one of our own is not left half started
+            self._ready.wait(15 if self._site.cluster is None else 3)
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
@@ -565,24 +575,16 @@ class Dispatcher:
             if self._starting or self._cluster is not None or self._closed is not None:
                 return
             self._starting = True
+            self._ready.clear()
         threading.Thread(target=self._bring_up, name="hybridq-cluster", daemon=True).start()
 
     def _bring_up(self) -> None:
         begun = time.monotonic()
         cluster: Cluster | None = None
         try:
-            # distributed takes over a second to import: a run that only replays never gets here
-            from hybridq.cluster import Cluster
-
             if self._site.cluster is None and not self._guarded:
                 raise WorkflowError(_UNGUARDED)
-            cluster = Cluster(self._site)
-            if self._site.most_workers is not None:  # never fewer than there are: those may be at work for others
-                self._asked_for = max(self._site.local_workers, len(cluster.devices()))
-                cluster.scale(self._asked_for)
-            devices = self._first_devices(cluster)
-            if not devices:
-                raise NoDevice(f"the cluster at {cluster.address} has no workers; start some, then run again.")
+            cluster, devices = self._join()
             with self._lock:
                 self._refuse_if_closed()  # who left meanwhile waits no longer
         except BaseException as error:  # noqa: BLE001  # handed to every caller that waits for the cluster
@@ -600,7 +602,7 @@ class Dispatcher:
                 self._ledger.expect(devices)
                 self._expected = devices
             assert self._ledger is not None
-            self._starting = False
+            self._starting, self._lost_at, self._empty_at = False, None, None
             self.cluster_seconds = time.monotonic() - begun
             for device in devices:
                 self._ledger.join(device, time.monotonic())
@@ -617,31 +619,84 @@ class Dispatcher:
         self._pump()
         self._progress.message(f"cluster ready in {self.cluster_seconds:.1f} s, dashboard {cluster.dashboard}")
 
+    def _join(self) -> tuple[Cluster, tuple[Device, ...]]:
+        """The cluster and its workers; where one was lost, the next one, waited for within the site's patience."""
+        # distributed takes over a second to import: a run that only replays never gets here
+        from hybridq.cluster import Cluster
+
+        while True:
+            cluster: Cluster | None = None
+            try:
+                cluster = Cluster(self._site)
+                if self._site.most_workers is not None:  # never fewer than there are: those may be at work for others
+                    self._asked_for = max(self._site.local_workers, len(cluster.devices()))
+                    cluster.scale(self._asked_for)
+                devices = self._first_devices(cluster)
+                if not devices:
+                    raise NoDevice(f"the cluster at {cluster.address} has no workers; start some, then run again.")
+                return cluster, devices
+            except BaseException as error:
+                if cluster is not None:
+                    cluster.close()
+                lost = self._lost_at is not None and isinstance(error, (NoDevice, ClusterLost, OSError, TimeoutError))
+                if not lost or self._leaving.wait(_WATCH_SECONDS):
+                    raise
+                if time.monotonic() - (self._lost_at or 0.0) > self._site.patience:
+                    raise ClusterLost(
+                        f"the Dask cluster was lost, and none was there in its place within {self._site.patience:g} s "
+                        f"({error}). Start one and run again: everything recorded is kept."
+                    ) from error
+                self._tell(f"waiting for the cluster to be there again ({error})")
+
+    def _tell(self, text: str) -> None:
+        """Say what is waited for, now and then."""
+        if time.monotonic() - self._told_at > _TELL_SECONDS:
+            self._told_at = time.monotonic()
+            self._progress.message(text)
+
     def _first_devices(self, cluster: Cluster) -> tuple[Device, ...]:
         """The workers that are there; if the cluster was asked for some, as soon as one has come."""
-        told = 0.0
         while True:
             devices = cluster.devices()
             if devices or self._site.most_workers is None or self._leaving.wait(_WATCH_SECONDS):
                 return devices
-            if time.monotonic() - told > _TELL_SECONDS:
-                told = time.monotonic()
-                self._progress.message(f"waiting for the first worker of {cluster.address}")
+            self._tell(f"waiting for the first worker of {cluster.address}")
+
+    def _cluster_lost(self, cluster: Cluster, why: str) -> None:
+        """Give a cluster up; what it had is asked again of the one that takes its place."""
+        with self._lock:
+            if self._cluster is not cluster or self._closed is not None:
+                return
+            assert self._ledger is not None
+            self._cluster, self._lost_at = None, time.monotonic()
+            for name in [d.name for d in self._ledger.devices if d.name not in self._beside]:
+                self._ledger.leave(name)
+                self._release(name)
+        self._progress.message(f"{why}; what it had is asked again of the next one")
+        cluster.abandon()
+        self._pump()
 
     def _watch(self, cluster: Cluster) -> None:
         """Tell the ledger which workers come and go, and that time passes: a job may wait for a device that is late.
 
         What was on a worker that went is asked once more.
         """
-        told = False
-        while not self._leaving.wait(_WATCH_SECONDS):
+        silent: float | None = None
+        while not self._leaving.wait(_WATCH_SECONDS) and self._cluster is cluster:
+            begun = time.monotonic()
             try:
                 self._look(cluster)
-                told = False
+                silent = None
+            except ClusterLost as lost:
+                self._cluster_lost(cluster, str(lost))
+                return
             except Exception as error:  # noqa: BLE001  # a scheduler that does not answer; the next look may succeed
-                if not (told or self._leaving.is_set()):
+                if silent is None and not self._leaving.is_set():
                     self._progress.message(f"the cluster cannot be looked after ({type(error).__name__}: {error})")
-                told = True
+                silent = begun if silent is None else silent
+                if time.monotonic() - silent > _SILENT_SECONDS:
+                    self._cluster_lost(cluster, f"the Dask scheduler does not answer for {_SILENT_SECONDS:g} s")
+                    return
             self._pump()
 
     def _look(self, cluster: Cluster) -> None:
@@ -663,6 +718,25 @@ class Dispatcher:
             self._scale(cluster, len(found))
         elif len(found) < len(self._expected):
             cluster.replenish()
+        self._no_workers(cluster, not found)
+
+    def _no_workers(self, cluster: Cluster, empty: bool) -> None:
+        """Say that calls wait for workers and none is there; end what waits when none comes."""
+        with self._lock:
+            waiting = len(self._asks)
+        if not (empty and waiting):
+            self._empty_at = None
+            return
+        now = time.monotonic()
+        if self._empty_at is None:
+            self._empty_at = now
+        elif self._site.most_workers is None and now - self._empty_at > self._site.patience:
+            self._leave_without_cluster(NoDevice(
+                f"the cluster at {cluster.address} has had no workers for {self._site.patience:g} s, and {waiting} "
+                "calls wait for one. Start some and run again: everything recorded is kept."
+            ))  # fmt: skip
+        elif now - self._empty_at > 2 * _WATCH_SECONDS:  # one that is just restarted is soon there again
+            self._tell(f"the cluster at {cluster.address} has no workers; {waiting} calls wait for one")
 
     def _release(self, name: str) -> None:
         """Loops that wait for the worker ``name``, which is gone, may go to any; the lock is held."""
@@ -737,12 +811,16 @@ class Dispatcher:
     def _send(self, batch: Batch, asks: list[Any]) -> None:
         if batch.device in self._beside:
             self._send_beside(batch, asks)
+        elif (cluster := self._cluster) is None:  # it was lost since this was decided
+            self._ended(batch)
+            for ask in asks:
+                self._failed(ask, ClusterLost("the Dask cluster was lost"))
         elif isinstance(asks[0], LoopAsk):
-            self._send_loop(batch, asks[0])
+            self._send_loop(cluster, batch, asks[0])
         elif isinstance(asks[0], ProgramAsk):
-            self._send_programs(batch, asks)
+            self._send_programs(cluster, batch, asks)
         else:
-            self._send_steps(batch, asks)
+            self._send_steps(cluster, batch, asks)
 
     def _ended(self, batch: Batch) -> None:
         """A batch is no longer where it was, and its jobs are no longer asked for."""
@@ -780,6 +858,12 @@ class Dispatcher:
                     f"time its worker was lost: {'; '.join(ask.deaths)}. A step that needs more memory than its worker "
                     "has ends like this: give it memory='... GiB', or use fewer workers with more memory each."
                 )
+        elif isinstance(error, ClusterLost):
+            ask.drops += 1
+            again = ask.drops < _ATTEMPTS
+            cluster = self._cluster
+            if cluster is not None and not cluster.connected:
+                self._cluster_lost(cluster, "the connection to the Dask scheduler was lost")
         elif not isinstance(ask, StepAsk):
             again = _worth_another_try(error, ask.tries)
         if again and self._closed is None:
@@ -811,12 +895,9 @@ class Dispatcher:
 
         beside.submit(work)
 
-    def _send_programs(self, batch: Batch, asks: list[ProgramAsk]) -> None:
+    def _send_programs(self, cluster: Cluster, batch: Batch, asks: list[ProgramAsk]) -> None:
         from hybridq.cluster import BYTES, SLOTS, run_batch
 
-        cluster = self._cluster
-        if cluster is None:
-            return
         first = asks[0]
         others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
         key = (f"quantum-{first.name}", f"{self._run}/{first.label}{others}", first.attempt)
@@ -838,12 +919,9 @@ class Dispatcher:
         arguments = (pack([a.program for a in asks]), timeout)
         cluster.submit(run_batch, arguments, key=key, needs=needs, done=done, on=batch.device)
 
-    def _send_loop(self, batch: Batch, ask: LoopAsk) -> None:
+    def _send_loop(self, cluster: Cluster, batch: Batch, ask: LoopAsk) -> None:
         from hybridq.cluster import BYTES, SLOTS, run_loop
 
-        cluster = self._cluster
-        if cluster is None:
-            return
         ask.attempt += 1
         key = (f"quantum-{ask.name}", f"{self._run}/{ask.location}@{len(ask.points)}", ask.attempt)
         needs = {SLOTS: 1, BYTES: batch.bytes}
@@ -880,13 +958,10 @@ class Dispatcher:
         else:
             self._failed(ask, outcome)
 
-    def _send_steps(self, batch: Batch, asks: list[StepAsk]) -> None:
+    def _send_steps(self, cluster: Cluster, batch: Batch, asks: list[StepAsk]) -> None:
         """Steps that travel in one task; each is answered, fails and is tried again by itself."""
         from hybridq.cluster import BYTES, run_steps
 
-        cluster = self._cluster
-        if cluster is None:
-            return
         first = asks[0]
         others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
         key = (f"classical-{first.name}", f"{self._run}/{first.location}{others}", first.attempt)
@@ -939,7 +1014,7 @@ class Dispatcher:
             )
             if known is None:
                 self._expect(ask.name, reply.seconds)
-        if reply.raised is not None and ask.tries - len(ask.deaths) < ask.retries:
+        if reply.raised is not None and ask.tries - len(ask.deaths) - ask.drops < ask.retries:
             ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
             self._again(ask)
         else:

@@ -85,7 +85,7 @@ class WorkerLost(EvaluationError):
 
 
 class ClusterLost(EvaluationError):
-    """The Dask scheduler is gone, with all that waited or ran there; run again."""
+    """The Dask scheduler was lost with all that waited or ran there, and none has taken its place; run again."""
 
 
 class TimedOut(EvaluationError):

@@ -88,6 +88,8 @@ class RunHeader:
     seed: int
     backend: Document
     """What evaluates everything that names no backend of its own."""
+    forked: Document = None
+    """The run that it was forked from, as it was then: name, and bytes and SHA-256 of its journal."""
 
 
 @dataclass(frozen=True)

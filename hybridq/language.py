@@ -35,6 +35,7 @@ from hybridq.location import Location, seed_key
 from hybridq.planning import Unknown, Unplanned, completed, needed, origin, unknown_in
 from hybridq.program import GRADIENTS, Outcome, Program, Request, derivatives, program, result
 from hybridq.progress import Progress
+from hybridq.recorded import origin_of
 from hybridq.resources import Need, parse_bytes
 from hybridq.runner import LoopCall, Pending, PlannedRun, Run, StepCall, describe_call, follows, scalar
 from hybridq.scope import Describing, Scope, StepScope, current
@@ -738,6 +739,8 @@ class Overrides:
     backend: str | None = None
     site: str | None = None
     take_over: bool = False
+    fork: str | None = None
+    reuse: Sequence[str] = ()
     plan: bool = False
     """Whether runs are planned: what is quantum is priced, and nothing of it evaluated (`hybridq.planning`)."""
     reports: list[RunReport] = field(default_factory=list)
@@ -751,8 +754,8 @@ overrides: ContextVar[Overrides | None] = ContextVar("hybridq_overrides", defaul
 
 def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: int | None = None,
         cluster: Any = None, store: str | os.PathLike[str] | None = None, workers: int | None = None,
-        take_over: bool = False, backend: Any = None, site: Site | str | os.PathLike[str] | None = None
-        ) -> R:  # fmt: skip
+        take_over: bool = False, backend: Any = None, site: Site | str | os.PathLike[str] | None = None,
+        fork: str | None = None, reuse: str | Sequence[str] = ()) -> R:  # fmt: skip
     """Run ``workflow(*args)``, or finish it: the same call on a run that was interrupted goes on where it stood.
 
     The record is kept in ``store/name`` (default ``./runs``). Without a ``name`` the run is named by the workflow and a
@@ -763,6 +766,12 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     ``take_over`` takes a run from a driver on another host that is known to be gone. ``backend`` evaluates everything
     that names none of its own, as in `expval`; it is part of what is evaluated, so another one is another run. ``site``
     is a `Site`, or the path of a TOML file that describes one; the other keywords replace what it says.
+
+    ``fork`` names a run of the same store, workflow and seed that this one, of another name, branches off: where code
+    and arguments of a call are those of that run's call at the same location, its record answers; all else runs.
+    ``reuse`` names runs of the same store whose exact evaluations answer equal ones, and whose loops of nothing else
+    answer equal loops, wherever they stand, if versions and processor are the same; sampled ones never do. What answers
+    is copied into this run's record, which names the run that it came from.
 
     Returns the workflow's value. Raises what the workflow raises; `WorkflowError` for a call written wrongly;
     `NoDevice` for the name of a device that the site lacks; `JournalError` if the run is in use or damaged.
@@ -788,6 +797,8 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
         name = f"{title[:40]}-{digest([hashed, seed, code.digest, evaluates.identity])[:10]}"
     root = Path(asked.store or store or "runs")
     directory = run_directory(root, name)
+    fork = asked.fork if asked.fork is not None else fork
+    taken = _other_runs(root, name, fork, asked.reuse or reuse)
     measured = calibration.read(root)
     # the lock of a run is its process': one driver thread at a time
     journal = Journal(directory, take_over=take_over or asked.take_over)
@@ -795,11 +806,11 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     try:
         header = records.RunHeader(
             records.FORMAT, name, title, code.digest, hashed, journal.store(inputs), seed,
-            journal.store(encode(evaluates)),
+            journal.store(encode(evaluates)), None if taken[0] is None else origin_of(taken[0]),
         )  # fmt: skip
         opened = (PlannedRun if asked.plan else Run)(
             journal=journal, header=header, site=site, progress=progress, guarded=_guarded(sys._getframe(1)),
-            calibration=measured,
+            calibration=measured, fork=taken[0], reuse=taken[1],
         )  # fmt: skip
     except BaseException:
         journal.close()
@@ -861,6 +872,23 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
         f"answered from the record in {journal.directory}"
     )
     return value
+
+
+def _other_runs(root: Path, name: str, fork: Any, reuse: Any) -> tuple[Path | None, list[Path]]:
+    """The directories of the runs whose records may answer calls of this one."""
+    names = [reuse] if isinstance(reuse, str) else list(reuse)
+    for what, other in (("fork", fork), *(("reuse", one) for one in names)):
+        if other is None:
+            continue
+        if not isinstance(other, str):
+            raise WorkflowError(f"{what} is {other!r}; give the name of a run.")
+        if other == name:
+            raise WorkflowError(f"{what} names the run {name!r} itself; give this run another name.")
+        if not (run_directory(root, other) / "journal.jsonl").exists():
+            raise WorkflowError(
+                f"{what}: there is no run {other!r} in {root}; `hybridq runs --store {root}` lists them."
+            )
+    return None if fork is None else run_directory(root, fork), [run_directory(root, one) for one in names]
 
 
 def _check_run(workflow: Any, name: Any, seed: Any) -> None:

@@ -19,11 +19,11 @@ import threading
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ from hybridq.planning import (
 )
 from hybridq.program import Estimate, NumericPlan, Outcome, Program, Request, derivatives, program, result
 from hybridq.progress import Progress
+from hybridq.recorded import Earlier, LoopRecord, differs, index
 from hybridq.resources import ROUND_TRIP, Need
 from hybridq.scope import Describing, Scope, current
 from hybridq.sites import Site
@@ -160,85 +161,22 @@ class _Answer(Future[Any]):
         super().set_exception(exception)
 
 
-@dataclass
-class _LoopRecord:
-    line: int
-    header: records.Loop
-    rows: list[records.Row] = field(default_factory=list)
-    end: records.LoopEnd | None = None
-    counted: int = 0
-    """Rows that are in the run's counts already."""
-
-
-@dataclass
-class _Recorded:
-    """A journal's records by location."""
-
-    header: records.RunHeader | None = None
-    answers: dict[str, records.Step | records.Evaluation | records.Event] = field(default_factory=dict)
-    loops: dict[str, _LoopRecord] = field(default_factory=dict)
-    failures: dict[str, records.Failure] = field(default_factory=dict)
-    survived: set[str] = field(default_factory=set)
-    attempts: Counter[str] = field(default_factory=Counter)
-    known: set[str] = field(default_factory=set)
-    """Digests of code and programs whose text is recorded."""
-    environments: list[records.Opened] = field(default_factory=list)
-    within: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Recorded evaluations and steps below each location."""
-
-
-def _index(entries: Sequence[tuple[int, records.Record]]) -> _Recorded:
-    found = _Recorded()
-    lines: dict[int, _LoopRecord] = {}
-    for number, record in entries:
-        match record:
-            case records.RunHeader():
-                found.header = record
-            case records.Opened():
-                found.environments.append(record)
-            case records.Code():
-                found.known.add(record.code)
-            case records.Circuit():
-                found.known.add(f"{record.program}/{json.dumps(record.plan)}")
-            case records.Step() | records.Evaluation() | records.Event():
-                found.answers.setdefault(record.at, record)
-                for above in _above(record.at):
-                    found.within[above, record.kind] += 1
-            case records.Loop():
-                lines[number] = found.loops.setdefault(record.at, _LoopRecord(number, record))
-            case records.Row():
-                rows = lines[record.loop].rows
-                if record.i == len(rows):
-                    rows.append(record)
-            case records.LoopEnd():
-                lines[record.loop].end = record
-            case records.Failure():
-                found.failures[record.at] = record
-                found.attempts[record.at] = record.attempt + 1
-            case records.Survived():
-                found.survived.add(record.at)
-            case records.End():
-                pass
-    return found
-
-
-def _above(at: str) -> Iterator[str]:
-    while "/" in at:
-        at = at.rpartition("/")[0]
-        yield at
-
-
 class Run:
     """A run that this process has open. Made by ``hq.run``; everything else reaches it through the scope."""
 
     def __init__(self, *, journal: Journal, header: records.RunHeader, site: Site, progress: Progress,
-                 guarded: bool = True, calibration: Calibration = DEFAULT) -> None:  # fmt: skip
+                 guarded: bool = True, calibration: Calibration = DEFAULT, fork: Path | None = None,
+                 reuse: Sequence[Path] = ()) -> None:  # fmt: skip
         self.name, self.seed, self.site = header.name, header.seed, site
         self.counts = Counts()
         self.began = time.monotonic()
         self._journal = journal
         self._progress = progress
-        self._recorded = _index(journal.records)
+        self._recorded = index(journal.records)
+        opened = _environment()
+        self._earlier = Earlier(header, opened, fork, reuse) if fork or reuse else None
+        for name in self._earlier.left_out if self._earlier else ():
+            progress.message(f"nothing of the run {name} is reused: it has other versions or another processor")
         self._lock = threading.Lock()
         self.token = secrets.token_hex(6)
         """Tells this opening of the run from all others, on every worker."""
@@ -253,8 +191,7 @@ class Run:
             run=header.name, site=site, progress=progress, guarded=guarded, calibration=calibration
         )
         self._check_header(header)
-        opened = _environment()
-        self._tolerant = any(_differs(opened, earlier) for earlier in self._recorded.environments)
+        self._tolerant = any(differs(opened, then) for then in self._recorded.environments)
         self._journal.append(opened)
 
     @property
@@ -267,6 +204,11 @@ class Run:
         if found is None:
             self._journal.append(header)
             return
+        if header.forked is not None and (found.forked or {}).get("run") != header.forked["run"]:
+            raise WorkflowError(
+                f"the run {self.name!r} exists and was not forked from {header.forked['run']!r}; give the fork a name "
+                "of its own, or run without fork."
+            )
         recorded, called = (
             {"workflow": h.workflow, "arguments": self._journal.load(h.inputs).document, "seed": h.seed,
              "backend": self._journal.load(h.backend).document}
@@ -383,12 +325,17 @@ class Run:
                     self._add_awake(1)
                 return next(i for i, p in remaining.items() if p.future.done())
 
-            index = self.event(location, live)
+            index = self.event(location, live, lambda recorded: recorded in remaining)
             del remaining[index]
             yield index
 
-    def event(self, location: Location, live: Callable[[], Any]) -> Any:
-        """Something that cannot be computed again: recorded at its first occurrence, answered ever after."""
+    def event(self, location: Location, live: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True) -> Any:
+        """Something that cannot be computed again: recorded at its first occurrence, answered ever after.
+
+        What the run that this one was forked from recorded is answered if it ``fits``.
+        """
+        if self._earlier is not None and self._unknown(location):
+            self._answered(self._earlier.event(str(location), fits, self._journal))
         found = self._recorded.answers.get(str(location))
         self._expect(found, records.Event, location)
         if found is not None:
@@ -396,6 +343,17 @@ class Run:
         value = live()
         self._journal.append(records.Event(str(location), self._journal.store(encode(value))))
         return value
+
+    def _unknown(self, location: Location) -> bool:
+        """Whether the run has no record yet of how the call at ``location`` came out."""
+        at, found = str(location), self._recorded
+        return at not in found.answers and at not in found.loops and at not in found.failures
+
+    def _answered(self, record: records.Step | records.Evaluation | records.Event | None) -> bool:
+        """Take a record of another run, copied into this one's, as the answer of its call."""
+        if record is not None:
+            self._recorded.answers[record.at] = record
+        return record is not None
 
     def _add_awake(self, change: int) -> None:
         with self._lock:
@@ -416,6 +374,10 @@ class Run:
         failures: list[str] = []
         future = self._answer(location, failures)
         pending = Pending(location, future, failures)
+        if self._earlier is not None and self._unknown(location):
+            earlier = self._earlier.step(str(location), call.source.digest, hashed, self._journal)
+            if self._answered(earlier):
+                self._record_code(call.name, call.source)
         found = self._recorded.answers.get(str(location))
         self._expect(found, records.Step, location)
         if found is not None:
@@ -498,8 +460,7 @@ class Run:
         before, of the same circuit and observables: whether they are what they were is looked at later.
         """
         make = functools.partial(program, request, seed=self.seed, location=location, gradient=gradient, site=self.site)
-        at, found = str(location), self._recorded
-        if later is None or self._awake > 1 or at in found.answers or at in found.loops or at in found.failures:
+        if later is None or self._earlier is not None or self._awake > 1 or not self._unknown(location):
             return self._asked(location, name, make(), gradient)
         try:
             asked = make(later=later)
@@ -554,6 +515,7 @@ class Run:
         failures: list[str] = []
         future = self._answer(location, failures)
         pending = Pending(location, future, failures)
+        self._take(location, asked, theta)
         found = self._recorded.answers.get(str(location))
         self._expect(found, records.Evaluation, location)
         if found is not None:
@@ -585,6 +547,15 @@ class Run:
         return pending, ProgramAsk(
             program=asked, name=name, location=location, finish=finish, future=future, attempt=attempt
         )
+
+    def _take(self, location: Location, asked: Program, theta: Encoded) -> None:
+        """Let an equal evaluation of another run answer, if those may."""
+        if self._earlier is None or not self._unknown(location):
+            return
+        at, digest = str(location), asked.template.digest
+        stored, plan = self._journal.store(theta), encode(asked.plan).document
+        if self._answered(self._earlier.evaluation(at, digest, plan, asked.shots, stored, self._journal)):
+            self._record_circuit(asked)
 
     def _check_evaluation(self, location: Location, found: records.Evaluation, asked: Program, theta: Encoded) -> None:
         if (found.program, found.shots) == (asked.template.digest, asked.shots):
@@ -618,7 +589,12 @@ class Run:
                 str(location), call.name, call.source.digest, hashed, self._journal.store(arguments), call.method,
                 call.gradient(),
             )  # fmt: skip
-            entry = _LoopRecord(self._journal.append(header), header)
+            if self._earlier is not None and not call.has_bodies and call.describe is not None:
+                entry = self._earlier.loop(header, self._recorded.known, self._journal)
+            if entry is not None and entry.end is not None:
+                self._count_replayed(location, call, len(entry.rows))
+                return decode(self._journal.load(entry.end.output))
+            entry = entry or LoopRecord(self._journal.append(header), header)
         else:
             self._check_loop(location, entry.header, call, hashed, arguments)
             if entry.end is not None and not call.has_bodies:
@@ -650,7 +626,7 @@ class Run:
             return decode(self._journal.load(entry.end.output))
         return self._end_loop(entry, _encode_result(found, location), begun)
 
-    def _end_loop(self, entry: _LoopRecord, output: Encoded, begun: float) -> Any:
+    def _end_loop(self, entry: LoopRecord, output: Encoded, begun: float) -> Any:
         self._journal.append(records.LoopEnd(entry.line, self._journal.store(output), time.perf_counter() - begun))
         return decode(output)
 
@@ -762,7 +738,8 @@ class Run:
         error = Diverged(
             f"{location}: {what} differ from the record.\n{_two_columns(recorded, called)}\nThe run was stopped before "
             f"anything was mixed; its record is untouched. Undo the change to go on with the run {self.name!r}, or "
-            "give the changed workflow another name."
+            f"give the changed workflow another name: with fork={self.name!r} (--fork {self.name}) that one keeps "
+            "what did not change."
         )
         self._stopped = self._stopped or error
         return error
@@ -829,9 +806,9 @@ class PlannedRun(Run):
                         raise Unplanned(origin(missing), "hq.as_completed")
             yield next(recorded)
 
-    def event(self, location: Location, live: Callable[[], Any]) -> Any:
+    def event(self, location: Location, live: Callable[[], Any], fits: Callable[[Any], bool] = lambda _: True) -> Any:
         """As of any run, but nothing of a trial is recorded."""
-        return live() if trials.get() is not None else super().event(location, live)
+        return live() if trials.get() is not None else super().event(location, live, fits)
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -886,6 +863,7 @@ class PlannedRun(Run):
         trial, at = _in_trial(), str(location)
         if trial is None and known:
             self._expect(self._recorded.answers.get(at), records.Evaluation, location)
+            self._take(location, asked, encode(asked.theta.reshape(*asked.batch_shape, -1)))
             if at in self._recorded.answers or self._repeated(location) is not None:
                 return self._asked(location, name, asked, gradient)[0]
         try:
@@ -1083,7 +1061,7 @@ def _readable(document: Any) -> Any:
 class _Objective:
     """What the optimizer calls: answers recorded rows, then evaluates and records."""
 
-    def __init__(self, run: Run, counter: Scope, call: LoopCall, entry: _LoopRecord, group: str) -> None:
+    def __init__(self, run: Run, counter: Scope, call: LoopCall, entry: LoopRecord, group: str) -> None:
         self._run, self._counter, self._call, self._group = run, counter, call, group
         self._line, self._rows, self._counted = entry.line, entry.rows, entry.counted
         self._gradient = entry.header.gradient
@@ -1174,7 +1152,7 @@ class _Shipped:
     The points that the optimizer reaches there are those it would reach here: same programs, same arithmetic.
     """
 
-    def __init__(self, run: Run, location: Location, call: LoopCall, entry: _LoopRecord, group: str) -> None:
+    def __init__(self, run: Run, location: Location, call: LoopCall, entry: LoopRecord, group: str) -> None:
         self._run, self._call, self._entry, self._group = run, call, entry, group
         self._counter = Scope(run, location)
         self._objective = f"{location}/{call.name}"
@@ -1367,7 +1345,3 @@ def _environment() -> records.Opened:
     return records.Opened(
         platform.node(), os.getpid(), time.time(), platform.python_version(), processor(), versions, sys.argv[:]
     )
-
-
-def _differs(now: records.Opened, then: records.Opened) -> bool:
-    return (now.python, now.processor, dict(now.versions)) != (then.python, then.processor, dict(then.versions))

@@ -88,6 +88,8 @@ class Site:
     """Of each worker of our own cluster: bytes, or text such as "4 GiB"; None: an equal part of the machine's."""
     worker_threads: int = 1
     """How many calls a worker of our own cluster runs side by side."""
+    patience: float = 300.0
+    """Seconds that a run waits for a cluster that was lost, or has no workers left, to be there again."""
     policy: str = "earliest-finish"
     """Which waiting call goes where: one of `hybridq.policies.POLICIES`."""
     backend: Any = None
@@ -107,6 +109,7 @@ class Site:
                     "object can be asked for workers; give that, or None for a cluster of our own."
                 )
         _whole("worker_threads", self.worker_threads)
+        _amount("patience", self.patience)
         if self.worker_memory is not None:
             object.__setattr__(self, "worker_memory", _memory("worker_memory", self.worker_memory))
         if self.policy not in POLICY_NAMES:
@@ -186,10 +189,10 @@ def _site(document: Mapping[str, Any]) -> Site:
     cluster = _known(
         _table(document.get("cluster", {}), "cluster"),
         "in [cluster]",
-        ("address", "workers", "most_workers", "memory", "threads"),
+        ("address", "workers", "most_workers", "memory", "threads", "patience"),
     )
-    if "address" in cluster and len(cluster) > 1:
-        others = ", ".join(key for key in cluster if key != "address")
+    others = ", ".join(key for key in cluster if key not in ("address", "patience"))
+    if "address" in cluster and others:
         raise WorkflowError(
             f"[cluster] has an address and {others}; a scheduler that runs elsewhere has its own workers."
         )
@@ -200,7 +203,7 @@ def _site(document: Mapping[str, Any]) -> Site:
         cluster=cluster.get("address"), workers=cluster.get("workers"), most_workers=cluster.get("most_workers"),
         worker_memory=cluster.get("memory"),
         worker_threads=cluster.get("threads", 1), devices=tuple(_device(_table(d, "devices")) for d in listed),
-        **{key: top[key] for key in ("name", "policy") if key in top},
+        patience=cluster.get("patience", Site.patience), **{key: top[key] for key in ("name", "policy") if key in top},
     )  # fmt: skip
     # the devices are checked first: a misspelt key in one is not to be told as a device that is missing
     return replace(found, backend=top.get("backend"))

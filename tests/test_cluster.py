@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +21,7 @@ from processes import Marked, wait_until
 from runs import recorded
 
 import hybridq as hq
+from hybridq import cluster as cluster_module
 from hybridq import journal as records
 from hybridq.cluster import Cluster
 from hybridq.journal import read_records
@@ -64,12 +66,20 @@ def slow(qubits: int, reps: int) -> list[float]:
     return [float(e) for e in hq.map(slow_energy, [0.1, 0.2], [qubits] * 2, [reps] * 2)]
 
 
-@contextmanager
-def scheduler_and_workers(*workers: dict[str, str], isolated: bool = False) -> Iterator[str]:
-    """A scheduler and workers as processes of their own on loopback; the scheduler's address."""
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def scheduler_and_workers(
+    *workers: dict[str, str], isolated: bool = False, port: int | None = None
+) -> Iterator[tuple[str, list[Marked]]]:
+    """A scheduler and workers as processes of their own on loopback; the scheduler's address, and it and they."""
+    port = free_port() if port is None else port
     address = f"tcp://127.0.0.1:{port}"
     flags = ["-S", "-P"] if isolated else ["-P"]
     scheduler = [*flags, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
@@ -80,7 +90,7 @@ def scheduler_and_workers(*workers: dict[str, str], isolated: bool = False) -> I
     try:
         with Client(address, timeout=30) as client:
             client.wait_for_workers(len(workers), timeout=60)
-        yield address
+        yield address, processes
     finally:
         for process in reversed(processes):
             process.process.terminate()
@@ -90,7 +100,7 @@ def scheduler_and_workers(*workers: dict[str, str], isolated: bool = False) -> I
 
 
 def test_a_cluster_started_elsewhere(store: Path) -> None:
-    with scheduler_and_workers({}, {}) as address:
+    with scheduler_and_workers({}, {}) as (address, _):
         values = hq.run(loops, 4, name="far", store=store, cluster=address)
         steps = recorded(store / "far", records.Step)
         pids = {r.output["pid"] for r in steps}
@@ -128,7 +138,7 @@ def test_workers_that_join_and_leave_in_the_middle_are_used_and_survived(store: 
         psutil.Process(first).parent().terminate()  # its nanny, which ends it
 
     started: list[subprocess.Popen[bytes]] = []
-    with scheduler_and_workers({}) as address:
+    with scheduler_and_workers({}) as (address, _):
         changing = threading.Thread(target=change, args=(address,))
         changing.start()
         try:
@@ -143,6 +153,157 @@ def test_workers_that_join_and_leave_in_the_middle_are_used_and_survived(store: 
     steps = recorded(store / "a", records.Step)
     assert sorted(r.at for r in steps) == sorted(f"naps/nap[{i}]" for i in range(80))  # each once
     assert len({r.where for r in steps}) == 2
+
+
+@hq.classical
+def counted(index: int, folder: str) -> int:
+    with open(Path(folder, "log"), "a") as log:  # so short a line is written whole
+        log.write(f"{index}\n")
+    time.sleep(0.2)
+    return index
+
+
+@hq.quantum
+def sampled(theta: list[float]) -> object:
+    from qiskit.circuit.library import efficient_su2
+
+    return hq.expval(efficient_su2(2, reps=1), HEISENBERG, theta, shots=200)
+
+
+@hq.workflow
+def sampled_loop(index: int) -> object:
+    return hq.minimize(sampled, [0.1 * index] * 8, method="COBYLA", options={"maxiter": 150}).fun
+
+
+@hq.workflow
+def steps_and_loops(count: int, folder: str) -> object:
+    waiting = [counted.submit(i, folder) for i in range(count)]
+    return hq.map(sampled_loop, range(6)), [w.result() for w in waiting]
+
+
+def executed(folder: Path) -> list[int]:
+    return [int(line) for line in (folder / "log").read_text().split()] if (folder / "log").exists() else []
+
+
+def kill_scheduler(processes: list[Marked], _: Client) -> None:
+    processes[0].kill()
+
+
+def stop_scheduler(processes: list[Marked], _: Client) -> None:
+    processes[0].process.terminate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["address", "client"])
+@pytest.mark.parametrize("fault", [kill_scheduler, stop_scheduler], ids=["killed", "ended"])
+def test_a_scheduler_that_is_lost_is_waited_for_and_what_was_unfinished_is_asked_again(
+    store: Path, tmp_path: Path, fault: Callable[..., None], given: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port, found, errors = free_port(), [], []
+    first = scheduler_and_workers({}, {}, port=port)
+    address, processes = first.__enter__()
+    cluster: Any = Client(address) if given == "client" else address
+
+    def run() -> None:
+        try:
+            site = hq.Site(cluster=cluster, patience=120)
+            found.append(hq.run(steps_and_loops, 40, str(tmp_path), name="a", seed=5, store=store, site=site))
+        except BaseException as error:  # noqa: BLE001  # shown by the test
+            errors.append(error)
+
+    running = threading.Thread(target=run)
+    running.start()
+    try:
+        assert wait_until(lambda: len(executed(tmp_path)) >= 5, 90)
+        fault(processes, cluster)
+        assert wait_until(lambda: "asked again" in capfd.readouterr().err, 10), "not noticed"
+    finally:
+        first.__exit__(None, None, None)
+    with scheduler_and_workers({}, {}, port=port):
+        running.join(200)
+        assert not running.is_alive()
+        if given == "client":
+            cluster.close()
+    assert not errors
+    (tmp_path / "b").mkdir()
+    undisturbed = hq.run(steps_and_loops, 40, str(tmp_path / "b"), name="b", seed=5, store=store, workers=2)
+    assert found == [undisturbed]
+    steps = recorded(store / "a", records.Step)
+    assert sorted(r.at for r in steps) == sorted(f"steps_and_loops/counted[{i}]" for i in range(40))
+    assert 40 <= len(executed(tmp_path)) <= 44, "more was repeated than what was in flight"
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_come_back_ends_the_run_and_nothing_recorded_is_lost(
+    store: Path, tmp_path: Path
+) -> None:
+    with scheduler_and_workers({}) as (address, processes):
+
+        def fault() -> None:
+            assert wait_until(lambda: len(executed(tmp_path)) >= 5, 90)
+            kill_scheduler(processes, None)  # type: ignore[arg-type]
+
+        killing = threading.Thread(target=fault)
+        killing.start()
+        site = hq.Site(cluster=address, patience=2)
+        with pytest.raises(hq.ClusterLost, match=r"none was there in its place within 2 s"):
+            hq.run(steps_and_loops, 40, str(tmp_path), name="a", seed=5, store=store, site=site)
+        killing.join()
+    done = {r.at for r in recorded(store / "a", records.Step)}
+    assert len(done) >= 4
+    before = executed(tmp_path)
+    hq.run(steps_and_loops, 40, str(tmp_path), name="a", seed=5, store=store, workers=2)
+    again = executed(tmp_path)[len(before) :]
+    assert sorted(again) == [i for i in range(40) if f"steps_and_loops/counted[{i}]" not in done]
+
+
+def test_a_cluster_without_workers_is_told_and_left_after_a_while(
+    store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with scheduler_and_workers({}) as (address, processes):
+
+        def fault() -> None:
+            assert wait_until(lambda: len(executed(tmp_path)) >= 3, 90)
+            processes[1].process.terminate()  # the nanny, which ends its worker
+
+        ending = threading.Thread(target=fault)
+        ending.start()
+        with pytest.raises(hq.NoDevice, match=r"has had no workers for 5 s, and \d+ calls wait for one"):
+            hq.run(naps_counted, 40, str(tmp_path), name="a", store=store, site=hq.Site(cluster=address, patience=5))
+        ending.join()
+    assert "has no workers" in capfd.readouterr().err
+    assert len(recorded(store / "a", records.Step)) >= 2
+
+
+@hq.workflow
+def naps_counted(count: int, folder: str) -> object:
+    return hq.map(counted, range(count), [folder] * count)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_our_own_is_built_again(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started: list[LocalCluster] = []
+    start = cluster_module._start_local
+    monkeypatch.setattr(cluster_module, "_start_local", lambda site: started.append(start(site)) or started[-1])
+
+    def fault() -> None:
+        assert wait_until(lambda: len(executed(tmp_path)) >= 5, 90)
+        started[0].sync(started[0].scheduler.close)
+
+    ending = threading.Thread(target=fault)
+    ending.start()
+    found = hq.run(naps_counted, 30, str(tmp_path), name="a", store=store, workers=2)
+    ending.join()
+    assert len(started) == 2
+    assert found == list(range(30))
+    assert sorted(r.at for r in recorded(store / "a", records.Step)) == sorted(
+        f"naps_counted/counted[{i}]" for i in range(30)
+    )
+    assert 30 <= len(executed(tmp_path)) <= 33
+    assert "what it had is asked again" in capfd.readouterr().err
+    assert wait_until(lambda: started[0].status.name == "closed", 60)
 
 
 def test_a_cluster_that_may_grow_is_asked_for_workers(store: Path, tmp_path: Path) -> None:
@@ -208,11 +369,9 @@ def test_no_worker_is_missed_while_the_client_refreshes_what_it_knows(
 
 
 def test_nobody_answers(store: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-        with pytest.raises(hq.NoDevice, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1"):
-            hq.run(loops, 1, name="nobody", store=store, cluster=address)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with pytest.raises(hq.NoDevice, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1"):
+        hq.run(loops, 1, name="nobody", store=store, cluster=address)
     kinds = {type(r) for _, r in read_records(store / "nobody")}
     assert not kinds & {records.Step, records.Evaluation, records.Row}
 
@@ -225,7 +384,7 @@ def test_a_worker_without_hybridq_is_refused(store: Path) -> None:
     if probe.returncode == 0:
         pytest.skip("hybridq is installed as a copy, which every process of this environment can import")
     with (
-        scheduler_and_workers({}, isolated=True) as address,
+        scheduler_and_workers({}, isolated=True) as (address, _),
         pytest.raises(hq.NoDevice, match=r"has no hybridq; install hybridq-scheduler"),
     ):
         hq.run(loops, 1, name="bare", store=store, cluster=address)
@@ -236,7 +395,7 @@ def test_a_worker_with_other_versions_is_refused(store: Path, tmp_path: Path) ->
     fake.mkdir(parents=True)
     (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: qiskit-aer\nVersion: 0.0.7\n")
     with (
-        scheduler_and_workers({"PYTHONPATH": str(fake.parent)}) as address,
+        scheduler_and_workers({"PYTHONPATH": str(fake.parent)}) as (address, _),
         pytest.raises(hq.WorkflowError, match=r"qiskit-aer 0\.0\.7 \(here .*\).*Nothing was run"),
     ):
         hq.run(loops, 1, name="skewed", store=store, cluster=address)

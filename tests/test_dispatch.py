@@ -303,11 +303,11 @@ class TestLoops:
         monkeypatch.setattr("hybridq.runner._LONGEST_SLICE", 1e-9)
         lost: list[int] = []
 
-        def kill(self: Any, batch: Any, ask: Any) -> None:
+        def kill(self: Any, cluster: Any, batch: Any, ask: Any) -> None:
             if not lost and len(ask.points) == 8 and ask.address is not None:
-                lost.append(self._cluster.client.run(os.getpid, workers=[ask.address])[ask.address])
+                lost.append(cluster.client.run(os.getpid, workers=[ask.address])[ask.address])
                 os.kill(lost[0], signal.SIGKILL)
-            send(self, batch, ask)
+            send(self, cluster, batch, ask)
 
         send = Dispatcher._send_loop
         settings = ("COBYLA", {"maxiter": 16}, None, True)
