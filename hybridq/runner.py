@@ -293,10 +293,12 @@ class Run:
     def go_on(self, scope: Scope) -> None:
         """Note that the workflow went on after the failures that reached ``scope``, so that a replay repeats them.
 
-        Raises `Diverged` if the run has diverged anywhere: a workflow that catches exceptions does not go on from that.
+        Raises `Diverged` if the run has diverged anywhere, and `JournalError` if something could not be recorded or
+        read back: a workflow that catches exceptions does not go on from that.
         """
-        if self._stopped is not None:
-            raise self._stopped
+        stopped = self._stopped or self._journal.failure
+        if stopped is not None:
+            raise stopped
         for at in scope.failures:
             if at not in self._recorded.survived:
                 self._recorded.survived.add(at)

@@ -251,21 +251,14 @@ def test_every_flipped_bit_is_found(store: Path) -> None:
     records = SMALL[:3]
     path = write(store, records)
     intact = path.read_bytes()
-    last = len(intact) - 1
-    dropped = 0
     for position in range(len(intact)):
         for bit in range(8):
             damaged = bytearray(intact)
             damaged[position] ^= 1 << bit
             replace(path, bytes(damaged))
-            if position == last:  # without its end the last line is unfinished
-                assert [r for _, r in read_records(store)] == records[:-1]
-                dropped += 1
-                continue
             with pytest.raises((Corrupt, Version)) as caught:
                 read_records(store)
             assert str(path) in str(caught.value)
-    assert dropped == 8
 
 
 def test_damage_stops_a_driver_before_it_writes(store: Path) -> None:
@@ -732,6 +725,8 @@ def test_values_are_made_durable_before_the_records_that_name_them(
     monkeypatch.setattr(journals, "_FSYNC_WITHIN", 3600.0)
     monkeypatch.setattr(os, "fsync", fsync)
     journal = Journal(store)
+    assert order == [store.name, store.parent.name]  # a new run's own names
+    order.clear()
     document = journal.store(encode(np.arange(1000.0)))
     journal.append(Event("a", document))
     journal.sync()
