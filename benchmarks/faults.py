@@ -49,10 +49,12 @@ def run(compare: Any, chosen: Sequence[str] | None = None, seed: int = 0, count:
                 repeated += [] if case.repeated is None else [case.repeated]
                 if case.problems or case.lost:
                     print(f"--row {name} --seed {number} --count 1: {case}", file=sys.stderr, flush=True)
+            seconds.sort()
             found.append({
                 "row": name, "injected": cases, "survived": survived, "lost": lost,
-                "repeated": max(repeated, default=None), "recover (median)": statistics.median(seconds) if seconds else None,
-                "recover (95 %)": sorted(seconds)[math.ceil(0.95 * len(seconds)) - 1] if seconds else None,
+                "repeated": max(repeated, default=None),
+                "recover (median)": statistics.median(seconds) if seconds else None,
+                "recover (95 %)": seconds[math.ceil(0.95 * len(seconds)) - 1] if seconds else None,
                 "seeds": f"{seed}-{seed + cases - 1}",
             })  # fmt: skip
             print(found[-1], file=sys.stderr, flush=True)
