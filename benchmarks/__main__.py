@@ -1,7 +1,8 @@
 """Runs one comparison: ``python -m benchmarks NAME [--json FILE] [--png FILE]``, NAME a module of this folder.
 
 Each module has a function ``run(compare)`` that returns rows, dictionaries with equal keys, and may have ``plot(rows,
-path)``. One thread everywhere.
+path)``. One with options of its own adds them in ``options(parser)``, and its ``run`` takes them as keywords; one that
+can fail has ``failed(rows)``. One thread everywhere.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -78,11 +80,15 @@ def main() -> None:
     parser.add_argument("name", choices=names)
     parser.add_argument("--json", type=Path, help="write rows, versions and machine here")
     parser.add_argument("--png", type=Path, help="draw the rows here, if the comparison can")
+    named, _ = parser.parse_known_args([word for word in sys.argv[1:] if word not in ("-h", "--help")] or ["--help"])
+    module = importlib.import_module(f"benchmarks.{named.name}")
+    if hasattr(module, "options"):
+        module.options(parser)
     arguments = parser.parse_args()
-    module = importlib.import_module(f"benchmarks.{arguments.name}")
+    own = {key: value for key, value in vars(arguments).items() if key not in vars(named)}
     if arguments.png and not hasattr(module, "plot"):
         parser.error(f"{arguments.name} draws nothing")
-    rows = module.run(compare)
+    rows = module.run(compare, **own)
     print(f"{(module.__doc__ or '').strip()}\n\n{_table(rows)}")
     if arguments.png:
         module.plot(rows, arguments.png)
@@ -94,6 +100,8 @@ def main() -> None:
             "machine": {"python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count()},
         }
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    if hasattr(module, "failed") and module.failed(rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridq.errors import Corrupt, JournalError, Locked, Version, WorkflowError
-from hybridq.values import Encoded, Written, digest_bytes, to_json
+from hybridq.faults import faultpoint
+from hybridq.values import MAX_VALUE_BYTES, Encoded, Written, digest_bytes, to_json
 
 __all__ = [
     "Circuit",
@@ -362,7 +363,7 @@ def _scan(directory: Path) -> _Scan:
     except FileNotFoundError:
         raise JournalError(f"there is no run in {directory}; `hybridq runs --store DIR` lists the runs.") from None
     lines = data.split(b"\n")
-    torn = len(lines.pop())
+    torn = lines.pop()
     chain, records = _GENESIS, []
     for number, line in enumerate(lines, start=1):
         head = _CHAIN.match(line)
@@ -377,9 +378,15 @@ def _scan(directory: Path) -> _Scan:
         except (ValueError, RecursionError) as error:
             raise Corrupt(f"{path}, line {number}: it is not a record ({error}).") from error
         records.append((number, _parse(fields, path, number)))
+    head = _CHAIN.match(torn)
+    if head is not None and _link(chain, torn[head.end() : -1]) == head[1].decode():
+        raise Corrupt(  # a write that was cut short leaves less than a line, never a line with another end
+            f"{path}, line {len(lines) + 1}: its end was changed. Nothing was run or written. Restore the file from a "
+            "copy, or start a run under another name."
+        )
     if records and not isinstance(records[0][1], RunHeader):
         raise Corrupt(f"{path}, line 1: the run's header is missing.")
-    return _Scan(records, chain, len(data) - torn, torn)
+    return _Scan(records, chain, len(data) - len(torn), len(torn))
 
 
 def _link(chain: str, rest: bytes) -> str:
@@ -414,6 +421,8 @@ def _read_value(directory: Path, name: str) -> bytes:
     if not re.fullmatch(r"[0-9a-f]{64}\.(json|npy|qpy)", name):
         raise Corrupt(f"{directory}: {name!r} is not the name of a stored value.")
     try:
+        if (size := path.stat().st_size) > MAX_VALUE_BYTES:
+            raise Corrupt(f"{path} has {size:,} bytes, more than any stored value ({MAX_VALUE_BYTES:,}); not loaded.")
         data = path.read_bytes()
     except OSError as error:
         raise Corrupt(f"{path} is missing or unreadable ({error.strerror}); restore it from a copy.") from error
@@ -436,6 +445,15 @@ def _attachments(document: Document) -> Iterator[str]:
 # -- writing -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Tail:
+    """Where the next record goes: replaced as a whole, so that an interrupt never leaves half of it changed."""
+
+    chain: str
+    size: int
+    line: int
+
+
 class Journal:
     """An open run directory. Thread-safe; one process at a time owns it.
 
@@ -453,9 +471,13 @@ class Journal:
             raise JournalError(f"{directory} cannot be opened for writing: {error}.") from error
         self.records = self._scan.records
         """Line numbers and records found when the run was opened."""
-        self._chain, self._size, self._line = self._scan.chain, self._scan.intact, len(self.records)
+        self.failure: JournalError | None = None
+        """The first thing that could not be written, made durable or read back: no run is complete after it."""
+        self._tail = _Tail(self._scan.chain, self._scan.intact, len(self.records))
         self._lock = threading.Lock()
         self._broken: str | None = None
+        self._stored: set[str] = set()
+        """Values that this driver wrote, or found to be what it would write."""
         self._unsynced: list[Path] = []
         self._dirty = threading.Event()
         self._closing = threading.Event()
@@ -469,12 +491,24 @@ class Journal:
         values.mkdir(mode=0o700, exist_ok=True)
         self._owner = _own(self.directory, take_over)
         try:
-            scan = _scan(self.directory) if os.path.lexists(path) else _Scan()
+            found = os.path.lexists(path)
+            scan = _scan(self.directory) if found else _Scan()
+            faultpoint("create.before")
             self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            if scan.torn:
-                os.ftruncate(self._fd, scan.intact)
-            for part in values.glob(".*.part"):  # left by a driver that was killed
-                part.unlink()
+            try:
+                if scan.torn:
+                    faultpoint("cut.before")
+                    os.ftruncate(self._fd, scan.intact)
+                    faultpoint("cut.after")
+                for part in values.glob(".*.part"):  # left by a driver that was killed
+                    part.unlink()
+                if not found:  # or a power loss could take the names of what is made durable
+                    _fsync_path(self.directory)
+                    _fsync_path(self.directory.parent)
+                faultpoint("create.after")
+            except BaseException:
+                os.close(self._fd)
+                raise
         except BaseException:
             _disown(self._owner)
             raise
@@ -493,16 +527,14 @@ class Journal:
         texts = [_text(record) for record in several]
         with self._lock:
             self._check()
-            chain, lines = self._chain, []
+            chain, lines = self._tail.chain, []
             for text in texts:
                 chain = _link(chain, text)
                 lines.append(b'{"chain":"' + chain.encode() + b'",' + text + b"\n")
             whole = b"".join(lines)
             self._write(whole)
-            self._chain = chain
-            self._size += len(whole)
-            self._line += len(lines)
-            number = self._line
+            number = self._tail.line + len(lines)
+            self._tail = _Tail(chain, self._tail.size + len(whole), number)
         if not self._dirty.is_set():  # else a sync is to come that begins after this
             self._dirty.set()
         return number
@@ -519,8 +551,12 @@ class Journal:
         return {"$": "file", "f": name}
 
     def load(self, document: Document) -> Encoded:
-        """The encoded value that `store` was given."""
-        return load_value(self.directory, document)
+        """The encoded value that `store` was given; raises `Corrupt` as `load_value` does."""
+        try:
+            return load_value(self.directory, document)
+        except JournalError as error:
+            self.failure = self.failure or error
+            raise
 
     def sync(self) -> None:
         """Make everything written so far durable against power loss; raises `JournalError` if that fails."""
@@ -528,15 +564,23 @@ class Journal:
             self._check()
             files, self._unsynced = self._unsynced, []
         try:
+            faultpoint("sync.before")
             for path in files:
                 _fsync_path(path)
+                faultpoint("sync.value")
             if files:
                 _fsync_path(self.directory / "values")
+                faultpoint("sync.directory")
             os.fsync(self._fd)
+            faultpoint("sync.after")
         except OSError as error:
             # after a failed fsync the kernel may have dropped the pages: trying again would lie
             self._broken = f"{self.directory}: making records durable failed ({error.strerror})"
-            raise JournalError(f"{self._broken}; run again when the disk works.") from error
+            raise self._failed(f"{self._broken}; run again when the disk works.") from error
+        except BaseException:
+            with self._lock:
+                self._unsynced = files + self._unsynced
+            raise
 
     def close(self) -> None:
         """Make everything durable, and give up ownership. A second call does nothing."""
@@ -552,40 +596,61 @@ class Journal:
             with self._lock:
                 self._broken = self._broken or f"{self.directory} is closed"
                 os.close(self._fd)
-            _disown(self._owner)
+            try:
+                _disown(self._owner)
+            except OSError as error:
+                raise self._failed(f"{self.directory}: giving it up failed ({error.strerror}).") from error
+
+    def _failed(self, message: str) -> JournalError:
+        error = JournalError(message)
+        self.failure = self.failure or error
+        return error
 
     def _check(self) -> None:
         if self._broken is not None:
-            raise JournalError(f"{self._broken}; nothing more is recorded. Run again when that is mended.")
+            raise self._failed(f"{self._broken}; nothing more is recorded. Run again when that is mended.")
 
     def _write(self, line: bytes) -> None:
-        written = 0
+        size, written = self._tail.size, 0
         try:
+            if os.fstat(self._fd).st_size != size:  # an interrupt came between a write and the note of it
+                os.ftruncate(self._fd, size)
+            faultpoint("append.before")
             while written < len(line):
                 written += os.write(self._fd, line[written:])
+            faultpoint("append.after")
         except OSError as error:
             message = f"{self.directory / 'journal.jsonl'}: writing a record failed ({error.strerror})"
             try:
-                os.ftruncate(self._fd, self._size)
+                os.ftruncate(self._fd, size)
             except OSError:
                 self._broken = message
-            raise JournalError(f"{message}; nothing recorded is lost. Free space and run again to resume.") from error
+            raise self._failed(f"{message}; nothing recorded is lost. Free space and run again to resume.") from error
 
     def _store_file(self, name: str, data: bytes) -> None:
-        path = self.directory / "values" / name
-        if path.exists():
+        if name in self._stored:
             return
+        path = self.directory / "values" / name
         part = path.with_name(f".{name}.{threading.get_ident()}.part")
         try:
-            with open(part, "wb") as file:
-                file.write(data)
-            os.replace(part, path)
+            # one that is there may be from before a power loss, which leaves names without what they name
+            if not path.exists() or path.read_bytes() != data:
+                faultpoint("value.before")
+                with open(part, "wb") as file:
+                    file.write(data)
+                faultpoint("value.written")
+                os.replace(part, path)
+                faultpoint("value.renamed")
         except OSError as error:
             part.unlink(missing_ok=True)
             message = f"{path}: writing a value failed ({error.strerror}); free space and run again."
-            raise JournalError(message) from error
+            raise self._failed(message) from error
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         with self._lock:
             self._unsynced.append(path)
+            self._stored.add(name)
         self._dirty.set()
 
     def _sync_forever(self) -> None:
@@ -627,9 +692,11 @@ def _own(directory: Path, take_over: bool) -> int:
                 f"{directory} was left open by {owner} on another host, whose locks may not reach here. If that driver "
                 "is gone, run again with --take-over (take_over=True)."
             )
+        faultpoint("own.before")
         os.ftruncate(fd, 0)
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         os.pwrite(fd, json.dumps(me).encode(), 0)
+        faultpoint("own.after")
     except BaseException:
         os.close(fd)
         raise
@@ -637,8 +704,12 @@ def _own(directory: Path, take_over: bool) -> int:
 
 
 def _disown(fd: int) -> None:
-    os.ftruncate(fd, 0)
-    os.close(fd)
+    try:
+        faultpoint("leave.before")
+        os.ftruncate(fd, 0)
+        faultpoint("leave.after")
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True)

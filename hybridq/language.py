@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import signal
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from hybridq import calibration
 from hybridq import journal as records
 from hybridq.dispatch import driver_engine
 from hybridq.engines.loops import settings_as_data
-from hybridq.errors import NotFinite, WorkflowError
+from hybridq.errors import JournalError, NotFinite, WorkflowError
 from hybridq.journal import Journal, run_directory
 from hybridq.location import Location, seed_key
 from hybridq.planning import Unknown, Unplanned, completed, needed, origin, unknown_in
@@ -774,7 +775,9 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     is copied into this run's record, which names the run that it came from.
 
     Returns the workflow's value. Raises what the workflow raises; `WorkflowError` for a call written wrongly;
-    `NoDevice` for the name of a device that the site lacks; `JournalError` if the run is in use or damaged.
+    `NoDevice` for the name of a device that the site lacks; `JournalError` if the run is in use or damaged. Ctrl-C
+    leaves the run as `KeyboardInterrupt`, SIGTERM and SIGHUP leave it as ``SystemExit(128 + number)`` if this is the
+    main thread and the signal has no handler of its own: at once, with everything recorded, and nothing left behind.
     """
     asked = overrides.get() or Overrides()
     seed = asked.seed if asked.seed is not None else seed
@@ -815,15 +818,58 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     except BaseException:
         journal.close()
         raise
-    try:
-        value: R = _finish(opened, journal, progress, title, body, args, asked)
+    with _Signals() as signals:
+        try:
+            value: R = _finish(opened, journal, progress, title, body, args, asked, signals)
+        finally:
+            journal.close()
+        if journal.failure is not None:  # found in the background, after the last record
+            raise journal.failure
         return value
-    finally:
-        journal.close()
+
+
+class _Terminated(KeyboardInterrupt):
+    """A signal that ends the run as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class _Signals:
+    """While a run lasts, SIGTERM and SIGHUP end it as Ctrl-C does; once it leaves, no signal disturbs it.
+
+    Of the main thread, the only one that signals reach; a signal that is ignored, or has a handler of the researcher's,
+    stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self.leaving = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if isinstance(error, _Terminated):
+            raise SystemExit(128 + error.number) from None
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if self.leaving:
+            return
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        raise _Terminated(number)
 
 
 def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body: Callable[..., R],
-            args: tuple[Any, ...], asked: Overrides) -> R:  # fmt: skip
+            args: tuple[Any, ...], asked: Overrides, signals: _Signals) -> R:  # fmt: skip
     if opened.resumed:
         progress.message(f"resuming {opened.name} from {journal.directory}")
     _open_runs.add(opened)
@@ -847,13 +893,14 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
             f"{opened.name} planned: {opened.counts.steps_executed} steps executed and recorded in {journal.directory}"
         )
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        signals.leaving = True
         leave = opened.dispatcher.abort
-        opened.end("interrupted")
+        _end(opened, "interrupted", stop)
         progress.message(f"interrupted; everything recorded is kept. Resume with: {shlex.join(sys.orig_argv)}")
         raise
     except BaseException as error:
-        opened.end("failed", error=error)
+        _end(opened, "failed", error)
         progress.message(f"failed; everything recorded is kept. Run again with: {shlex.join(sys.orig_argv)}")
         raise
     finally:
@@ -861,8 +908,14 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
             asked.plans.append(opened.report())
         current.reset(token)
         _open_runs.discard(opened)
-        leave()
-        progress.close()
+        try:
+            leave()
+        except KeyboardInterrupt:
+            signals.leaving = True
+            opened.dispatcher.abort()
+            raise
+        finally:
+            progress.close()
     seconds = time.monotonic() - opened.began
     counts = asdict(opened.counts)
     asked.reports.append(RunReport(opened.name, str(journal.directory), value, seconds, **counts))
@@ -889,6 +942,16 @@ def _other_runs(root: Path, name: str, fork: Any, reuse: Any) -> tuple[Path | No
                 f"{what}: there is no run {other!r} in {root}; `hybridq runs --store {root}` lists them."
             )
     return None if fork is None else run_directory(root, fork), [run_directory(root, one) for one in names]
+
+
+def _end(opened: Run, status: str, error: BaseException) -> None:
+    """Record how the run was left; what it was left with counts more than that this could not be recorded."""
+    text = None if type(error) is KeyboardInterrupt else error
+    try:
+        opened.end(status, error=text)
+    except JournalError as failed:
+        if failed is not error:
+            error.add_note(str(failed))
 
 
 def _check_run(workflow: Any, name: Any, seed: Any) -> None:

@@ -58,7 +58,7 @@ from hybridq.resources import ROUND_TRIP, Need
 from hybridq.scope import Describing, Scope, current
 from hybridq.sites import Site
 from hybridq.source import Source, source_of
-from hybridq.steps import Raised, StepReply, capture, pack_call, rebuild
+from hybridq.steps import Raised, StepReply, capture, pack_call, rebuild, shortened
 from hybridq.values import Encoded, decode, digest, encode, same_value
 
 __all__ = ["Counts", "LoopCall", "Pending", "PlannedRun", "Run", "StepCall", "describe_call", "follows", "scalar"]
@@ -235,10 +235,12 @@ class Run:
     def go_on(self, scope: Scope) -> None:
         """Note that the workflow went on after the failures that reached ``scope``, so that a replay repeats them.
 
-        Raises `Diverged` if the run has diverged anywhere: a workflow that catches exceptions does not go on from that.
+        Raises `Diverged` if the run has diverged anywhere, and `JournalError` if something could not be recorded or
+        read back: a workflow that catches exceptions does not go on from that.
         """
-        if self._stopped is not None:
-            raise self._stopped
+        stopped = self._stopped or self._journal.failure
+        if stopped is not None:
+            raise stopped
         for at in scope.failures:
             if at not in self._recorded.survived:
                 self._recorded.survived.add(at)
@@ -613,6 +615,8 @@ class Run:
             counter = Scope(self, location)
             objective = _Objective(self, counter, call, entry, group)
             found = call.solve(objective, _Inner(self, scope, counter), entry.header.gradient != "none")
+            if objective.refused is not None:  # a method of the researcher's may have caught it
+                raise objective.refused
         except (WorkflowError, JournalError):
             raise  # a replay meets it again by itself
         except Exception as raised:
@@ -657,7 +661,7 @@ class Run:
                 output = self._journal.store(encode(value, "the workflow's return value"))
             except Unhashable as refused:
                 self._progress.message(f"the return value is not kept in the record: {refused}")
-        text = None if error is None else "".join(traceback.format_exception_only(error)).strip()
+        text = None if error is None else shortened("".join(traceback.format_exception_only(error)).strip())
         self._journal.append(records.End(status, output, text, time.monotonic() - self.began, time.time()))
 
     def _record_code(self, name: str, source: Source) -> None:
@@ -698,9 +702,9 @@ class Run:
 
     def _record_failure(self, location: Location, raised: Raised, started: float, seconds: float, where: str,
                         attempt: int) -> None:  # fmt: skip
+        arguments = None if raised.arguments is None else self._journal.store(Encoded(raised.arguments))
         self._journal.append(records.Failure(
-            str(location), raised.type, raised.message, raised.arguments, raised.traceback, started, seconds, where,
-            attempt,
+            str(location), raised.type, raised.message, arguments, raised.traceback, started, seconds, where, attempt,
         ))  # fmt: skip
 
     def _answer(self, location: Location, failures: list[str]) -> Future[Any]:
@@ -725,7 +729,8 @@ class Run:
         failure = self._recorded.failures.get(str(location))
         if failure is None or failure.at not in self._recorded.survived:
             return None
-        raised = Raised(failure.type, failure.message, failure.arguments, failure.traceback)
+        arguments = self._journal.load(failure.arguments).document
+        raised = Raised(failure.type, failure.message, arguments, failure.traceback)
         return rebuild(raised, f"{location} on {failure.where}" if failure.where else str(location))
 
     def _expect(self, found: Any, kind: type[Any], location: Location) -> None:
@@ -1068,8 +1073,17 @@ class _Objective:
         self._program = ""
         self._i = 0
         self._outer = current.get()
+        self.refused: NotFinite | WorkflowError | None = None
+        """The first value or point that was no finite real number: no result of the loop counts after it."""
 
     def __call__(self, x: Any, *_: Any) -> Any:
+        try:
+            return self._answer(x)
+        except (NotFinite, WorkflowError) as error:
+            self.refused = self.refused or error
+            raise
+
+    def _answer(self, x: Any) -> Any:
         i, self._i = self._i, self._i + 1
         point = np.array(x, dtype=np.float64)
         if not np.isfinite(point).all():

@@ -22,7 +22,7 @@ from hybridq.location import Location
 from hybridq.scope import StepScope, current
 from hybridq.values import Encoded, decode, encode
 
-__all__ = ["Raised", "StepReply", "capture", "pack_call", "rebuild", "run_step"]
+__all__ = ["Raised", "StepReply", "capture", "pack_call", "rebuild", "run_step", "shortened"]
 
 _MAX_TEXT = 20_000
 _registry = threading.Lock()
@@ -109,7 +109,8 @@ def _peak_bytes() -> int:
 def capture(error: BaseException) -> Raised:
     """``error`` as data, its traceback as text."""
     try:
-        arguments = encode(_constructor_arguments(error)).document
+        encoded = encode(_constructor_arguments(error))
+        arguments = None if encoded.attachments else encoded.document
     except Unhashable:
         arguments = None
     message = _message(error)
@@ -122,12 +123,12 @@ def capture(error: BaseException) -> Raised:
         pickled = None
     text = "".join(traceback.format_exception(error))
     kind = type(error)
-    return Raised(f"{kind.__module__}:{kind.__qualname__}", message, arguments, _cut(text), pickled)
+    return Raised(f"{kind.__module__}:{kind.__qualname__}", message, arguments, shortened(text), pickled)
 
 
 def _message(error: BaseException) -> str:
     try:
-        return _cut(str(error))
+        return shortened(str(error))
     except Exception as odd:  # noqa: BLE001  # the exception's own __str__ fails
         return f"(its message cannot be had: {type(odd).__name__})"
 
@@ -143,7 +144,8 @@ def _constructor_arguments(error: BaseException) -> tuple[Any, ...]:
     return error.args
 
 
-def _cut(text: str) -> str:
+def shortened(text: str) -> str:
+    """``text`` as it is recorded: of a very long one, its beginning and its end."""
     if len(text) <= _MAX_TEXT:
         return text
     half = _MAX_TEXT // 2

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +23,11 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import ParameterVector
 from qiskit.primitives import BitArray
 from qiskit.quantum_info import Pauli, SparsePauliOp
-from runs import executed, journal, replayed, report
+from runs import executed, journal, recorded, replayed, report
 
 import hybridq as hq
+from hybridq.errors import JournalError
+from hybridq.journal import End, Event, Journal
 
 # -- an oracle of its own: dense matrices ----------------------------------------------------------------------------
 
@@ -773,3 +778,132 @@ def test_batches_and_single_calls_agree_to_the_bit(client: Client, store: Path) 
     one, mapped, batch = hq.run(study, store=store, cluster=client)
     assert one == mapped == batch == [energy(theta).value for theta in thetas]
     assert all(a != b for a, b in pairwise(one))
+
+
+# -- signals -------------------------------------------------------------------------------------------------------
+
+
+@hq.workflow
+def told(number: int, path: str) -> float:
+    for _ in range(3):
+        hq.now()
+    if Path(path).exists():
+        Path(path).unlink()
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    return hq.minimize(lambda x: float(x @ x), [0.5], method="COBYLA").fun  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "code"),
+    [(signal.SIGINT, KeyboardInterrupt, ()), (signal.SIGTERM, SystemExit, (143,)), (signal.SIGHUP, SystemExit, (129,))],
+)
+def test_a_signal_ends_a_run_that_then_goes_on(
+    number: int, error: type[BaseException], code: tuple[int, ...], store: Path
+) -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    asked = store.parent / "asked"
+    asked.touch()
+    with pytest.raises(error) as caught:
+        hq.run(told, int(number), str(asked), name="told", store=store)
+    assert caught.value.args == code
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    ends = recorded(store / "told", End)
+    assert [end.status for end in ends] == ["interrupted"]
+    said = ends[0].error or signal.SIGINT.name
+    assert said.endswith(signal.Signals(number).name)
+    hq.run(told, int(number), str(asked), name="told", store=store)
+    assert [end.status for end in recorded(store / "told", End)] == ["interrupted", "finished"]
+    assert len(recorded(store / "told", Event)) == 3
+
+
+def test_a_signal_that_is_handled_or_ignored_stays_so(store: Path) -> None:
+    arrived: list[int] = []
+
+    @hq.workflow
+    def goes_on() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 1
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        assert hq.run(goes_on, store=store) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, ignored)
+    assert arrived == [signal.SIGTERM]
+
+
+def test_a_signal_while_a_run_is_left_does_not_disturb_it(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @hq.workflow
+    def stops() -> None:
+        raise KeyboardInterrupt
+
+    real, calls = Journal.close, []
+
+    def close(journal: Journal) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        calls.append(journal)
+        real(journal)
+
+    monkeypatch.setattr(Journal, "close", close)
+    with pytest.raises(KeyboardInterrupt):
+        hq.run(stops, name="stops", store=store)
+    assert len(calls) == 1
+    assert [end.status for end in recorded(store / "stops", End)] == ["interrupted"]
+    assert (store / "stops" / "owner").read_text() == ""
+
+
+def test_a_run_outside_of_the_main_thread_sets_no_handlers(store: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(hq.run, told, int(signal.SIGTERM), str(store / "none"), store=store).result() < 1e-6
+
+
+def test_the_workflows_own_error_counts_more_than_a_journal_that_fails(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @hq.workflow
+    def fails() -> None:
+        def full(*args: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        hq.now()
+        monkeypatch.setattr(os, "write", full)
+        raise ZeroDivisionError("by nothing")
+
+    with pytest.raises(ZeroDivisionError, match="by nothing") as caught:
+        hq.run(fails, name="fails", store=store)
+    monkeypatch.undo()
+    assert any("writing a record failed (No space left on device)" in note for note in caught.value.__notes__)
+    assert recorded(store / "fails", End) == []
+
+
+def test_a_workflow_that_catches_everything_does_not_go_on_without_a_record(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after: list[str] = []
+
+    @hq.workflow
+    def careless() -> int:
+        real = os.write
+
+        def once(fd: int, data: bytes) -> int:
+            monkeypatch.setattr(os, "write", real)
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+        monkeypatch.setattr(os, "write", once)
+        try:
+            hq.now()
+        except Exception:  # noqa: BLE001  # what this is about
+            after.append("caught")
+        hq.now()
+        after.append("went on")
+        return 1
+
+    with pytest.raises(JournalError, match="Disk quota exceeded"):
+        hq.run(careless, name="careless", store=store)
+    assert after == ["caught"]
+    assert [end.status for end in recorded(store / "careless", End)] == ["failed"]

@@ -61,7 +61,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("source",),
     ("values",),
     ("location",),
-    ("errors",),
+    ("errors", "faults"),
 )
 HEAVY = ("qiskit", "qiskit_aer", "distributed", "pyscf", "scipy")  # not imported by `import hybridq`
 PICKLES = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")

@@ -1,0 +1,95 @@
+"""The fault campaign, each row for a few seeds; ``python -m benchmarks faults --at-length`` is the whole of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from campaign import ROWS, Forks, forks
+
+from hybridq import faults
+from hybridq.faults import KILL, VARIABLE, faultpoint
+
+REAL = ("kill-random", "signals")
+"""Rows that start processes with engines, one after the other."""
+MANY = {"kill-point": 6, "kill-resume": 2, "write-fails": 8, "torn-tail": 8, "bit-flip": 15}
+"""Cases of the fast tests, where those of a row take longer than a few seconds together."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> Iterator[Forks]:
+    with forks() as found:
+        yield found
+
+
+def survives(undisturbed: Forks, row: str, seed: int) -> None:
+    case = ROWS[row].case(undisturbed, seed)
+    assert not case.problems, f"python -m benchmarks faults --row {row} --seed {seed} --count 1: {case}"
+    assert case.lost == 0, case
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in REAL])
+def test_a_run_survives(undisturbed: Forks, row: str) -> None:
+    for seed in range(MANY.get(row, ROWS[row].brief)):
+        survives(undisturbed, row, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [*MANY, "signals"])
+def test_a_run_survives_more_often(undisturbed: Forks, row: str) -> None:
+    for seed in range(MANY.get(row, 0), ROWS[row].brief):
+        survives(undisturbed, row, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(ROWS["kill-random"].brief))
+def test_a_run_survives_kills_at_random(undisturbed: Forks, seed: int) -> None:
+    survives(undisturbed, "kill-random", seed)
+
+
+# -- the hook ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "fails"),
+    [
+        ("", []),
+        ("a:1:EIO", [(0, "EIO")]),
+        ("a:2:EIO", [(2, "EIO")]),
+        ("b:1:ENOSPC", [(1, "ENOSPC")]),
+        ("*:3:EFBIG", [(2, "EFBIG")]),
+        ("a:1:EIO,b:1:EDQUOT", [(0, "EIO"), (1, "EDQUOT")]),
+        ("a:4:EIO", []),
+        ("c:1:EIO", []),
+    ],
+)
+def test_a_point_fails_at_the_passing_that_was_asked(
+    asked: str, fails: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "_asked", faults._faults(asked))
+    found = []
+    for number, name in enumerate(["a", "b", "a", "b", "a"]):
+        try:
+            faultpoint(name)
+        except OSError as error:
+            found.append((number, errno.errorcode[error.errno or 0]))
+    assert found == fails
+
+
+@pytest.mark.parametrize("asked", ["a", "a:x:EIO", "a:1:", "a:1:ENOENT", ":1:EIO", "a:1:EIO,"])
+def test_what_is_no_fault_is_refused(asked: str) -> None:
+    with pytest.raises(ValueError, match=VARIABLE):
+        faults._faults(asked)
+
+
+def test_a_point_kills_the_process() -> None:
+    script = "from hybridq.faults import faultpoint\nfor _ in 'ab': faultpoint('here'); print('passed', flush=True)"
+    environment = {**os.environ, VARIABLE: f"here:2:{KILL}"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "passed\n")
