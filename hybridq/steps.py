@@ -109,7 +109,8 @@ def _peak_bytes() -> int:
 def capture(error: BaseException) -> Raised:
     """``error`` as data, its traceback as text."""
     try:
-        arguments = encode(_constructor_arguments(error)).document
+        encoded = encode(_constructor_arguments(error))
+        arguments = None if encoded.attachments else encoded.document  # a record of a failure has no files of its own
     except Unhashable:
         arguments = None
     message = _message(error)
