@@ -296,14 +296,15 @@ def _verified_document(found: Verified) -> dict[str, Any]:
 def _verified_text(found: Verified) -> str:
     n = found.counts
     state = f"DAMAGED in {len(found.damage)} places" if found.damage else "sound"
+    recorded = ("sessions", "steps", "evaluations", "loops", "rows", "events", "failures")
     rows = [
-        ("checked", f"{n['lines']} lines, {n['values']} values of {n['bytes']:,} bytes"),
-        ("record", f"{n['sessions']} sessions, {n['steps']} steps, {n['evaluations']} evaluations, {n['loops']} loops "
-                   f"of {n['rows']} rows, {n['events']} events, {n['failures']} failures; {found.status}"),
+        ("state", found.status),
+        ("checked", f"lines {n['lines']}, values {n['values']} of {n['bytes']:,} bytes"),
+        ("recorded", ", ".join(f"{what} {n[what]}" for what in recorded)),
         ("last digest", found.last or "none"),
         *(("environment", f"python {one.python}, {one.processor}, "
            + ", ".join(f"{name} {version}" for name, version in one.versions.items())
-           + f" ({one.sessions} sessions)") for one in found.environments),
+           + f"; sessions {one.sessions}") for one in found.environments),
         *(("damage", str(one)) for one in found.damage),
         *(("note", str(one)) for one in found.notes),
     ]  # fmt: skip
@@ -402,9 +403,7 @@ def _print_comparison(name: str, found: Comparison, events: int, as_json: bool, 
     if len(told) > _MOST_TOLD:
         print(f"and {len(told) - _MOST_TOLD} more; --json lists them all", file=stdout)
     if events:
-        print(
-            f"note     {events} readings of the clock and orders of completion were answered as recorded", file=stdout
-        )
+        print(f"note     clock readings and orders of completion answered as recorded: {events}", file=stdout)
     for note in found.notes:
         print(f"note     {note}", file=stdout)
     print("nothing differs" if found.same else "DIFFERENT", file=stdout)
