@@ -1,4 +1,4 @@
-"""The command line: ``hybridq run | plan | runs | show | devices``."""
+"""The command line: ``hybridq run | plan | runs | show | verify | rerun | devices``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import runpy
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -22,6 +23,9 @@ import click
 import numpy as np
 
 from hybridq import journal as records
+from hybridq.audit import Verified
+from hybridq.audit import verify as verified
+from hybridq.comparison import GRADES, Comparison, begin_again, compare, finished
 from hybridq.errors import HybridqError, WorkflowError
 from hybridq.journal import load_value, read_records, run_directory, run_names
 from hybridq.resources import format_bytes
@@ -254,6 +258,162 @@ def show(name: str, store: str, as_json: bool) -> None:
         click.echo(f"\n{failure['at']} raised {failure['type'].partition(':')[2]}: {failure['message']}")
     if entry["value"] is not None:
         click.echo(f"\nvalue        {entry['value']}")
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--all", "every", is_flag=True, help="Verify every run of the store.")
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def verify(names: tuple[str, ...], every: bool, store: str, as_json: bool) -> None:
+    """Look at everything that is recorded of the runs NAME: each line, reference and value.
+
+    Tells all damage, not only the first, and changes nothing. Exits with 1 if anything is damaged.
+    """
+    if every == bool(names):
+        raise click.UsageError("give the names of runs, or --all for every run of the store.")
+    try:
+        found = [verified(run_directory(Path(store), name)) for name in (run_names(Path(store)) if every else names)]
+    except HybridqError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        documents = [_verified_document(one) for one in found]
+        click.echo(json.dumps(documents if every or len(documents) > 1 else documents[0]))
+    elif not found:
+        click.echo(f"no runs in {store}")
+    else:
+        click.echo("\n\n".join(map(_verified_text, found)))
+    if any(one.damage for one in found):
+        sys.exit(1)
+
+
+def _verified_document(found: Verified) -> dict[str, Any]:
+    return {
+        "name": found.directory.name, "directory": str(found.directory), "sound": not found.damage,
+        "status": found.status, "workflow": found.workflow, "last": found.last, "counts": dict(found.counts),
+        "environments": [asdict(one) for one in found.environments],
+        "damage": [{"file": f.file, "line": f.line, "text": f.text} for f in found.damage],
+        "notes": [{"file": f.file, "line": f.line, "text": f.text} for f in found.notes],
+    }  # fmt: skip
+
+
+def _verified_text(found: Verified) -> str:
+    n = found.counts
+    state = f"DAMAGED in {len(found.damage)} places" if found.damage else "sound"
+    recorded = ("sessions", "steps", "evaluations", "loops", "rows", "events", "failures")
+    rows = [
+        ("state", found.status),
+        ("checked", f"lines {n['lines']}, values {n['values']} of {n['bytes']:,} bytes"),
+        ("recorded", ", ".join(f"{what} {n[what]}" for what in recorded)),
+        ("last digest", found.last or "none"),
+        *(("environment", f"python {one.python}, {one.processor}, "
+           + ", ".join(f"{name} {version}" for name, version in one.versions.items())
+           + f"; sessions {one.sessions}") for one in found.environments),
+        *(("damage", str(one)) for one in found.damage),
+        *(("note", str(one)) for one in found.notes),
+    ]  # fmt: skip
+    return "\n".join([f"{found.directory}: {state}", *(f"  {key:<12} {text}" for key, text in rows)])
+
+
+@main.command()
+@click.argument("name")
+@click.option("--check", is_flag=True, help="Compare with what is recorded; required.")
+@store_option
+@click.option("--script", metavar="PATH", help="The script, if it is not where it was.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes of a cluster on this machine.")
+@click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler to use, such as tcp://host:8786.")
+@click.option("--site", metavar="FILE", help="TOML file with the cluster and the devices to use.")
+@click.option("--json", "as_json", is_flag=True, help="Put one JSON document on stdout.")
+def rerun(name: str, check: bool, store: str, script: str | None, as_json: bool, **where: Any) -> None:
+    """Run the finished run NAME again from its record, and compare every output with what is recorded.
+
+    The recorded command is executed once more, with the recorded name, seed and backend and in a fresh directory that
+    is removed afterwards; readings of the clock and orders of completion are answered as they were. The record stays
+    as it is. Exits with 1 if anything differs or is missing.
+    """
+    from hybridq.language import Again, Overrides, overrides
+
+    if not check:
+        raise click.UsageError(
+            f"hybridq rerun executes {name} once more, in a fresh directory, and compares it with its record, which "
+            "stays as it is: give --check. To finish a run, use hybridq run."
+        )
+    try:
+        directory = run_directory(Path(store), name)
+        header, opened = finished(directory)
+        again = Again(
+            header.workflow, header.arguments, name, header.seed, decode(load_value(directory, header.backend))
+        )
+        path, arguments = _recorded_script(name, opened, script)
+        with _stdout_for(True) as stdout, tempfile.TemporaryDirectory(prefix="hybridq-rerun-") as fresh:
+            events = begin_again(directory, Path(fresh) / name)
+            asked = Overrides(store=fresh, again=again, **where)
+            overrides.set(asked)
+            _run_again(path, arguments)
+            made = [report.name for report in asked.reports]
+            if name not in made:
+                raise click.ClickException(
+                    f"{path} did not make the run {name} again, of {header.workflow} with the recorded arguments; it "
+                    f"finished {', '.join(made) or 'no run'}. Give the script and surroundings that it had: --script "
+                    f"PATH; recorded was the command {' '.join(opened.command)}."
+                )
+            found = compare(directory, Path(fresh) / name)
+            _print_comparison(name, found, events, as_json, stdout)
+    except HybridqError as error:
+        raise click.ClickException(str(error)) from error
+    if not found.same:
+        sys.exit(1)
+
+
+def _recorded_script(name: str, opened: records.Opened, script: str | None) -> tuple[str, tuple[str, ...]]:
+    """The script that made a run, and its arguments."""
+    recorded, *arguments = opened.command or [""]
+    path = script or recorded
+    if not Path(path).is_file():
+        what = "given with --script" if script else f"recorded for {name}, from a directory that is not recorded"
+        raise click.ClickException(
+            f"there is no script {path!r} here, which was {what}; give it with --script PATH. Its recorded arguments "
+            f"are {arguments}."
+        )
+    return path, tuple(arguments)
+
+
+def _run_again(script: str, arguments: tuple[str, ...]) -> None:
+    """Run a script again; how it ends does not count, only which runs it finished."""
+    try:
+        _run_script(script, arguments)
+    except SystemExit as error:
+        if error.code == _INTERRUPTED:
+            raise
+
+
+def _print_comparison(name: str, found: Comparison, events: int, as_json: bool, stdout: TextIO) -> None:
+    others = [output for output in found.outputs if output.grade != "identical"]
+    if as_json:
+        document = {"name": name, "same": found.same, "counts": found.counts, "events_answered": events,
+                    "outputs": [asdict(output) for output in others], "notes": list(found.notes)}  # fmt: skip
+        print(json.dumps(document), file=stdout)
+        return
+    print(f"{name} again, beside its record\n\n{'':<14}" + "".join(f"{grade:>15}" for grade in GRADES), file=stdout)
+    for part, counts in found.counts.items():
+        if any(counts.values()):
+            print(f"{part:<14}" + "".join(f"{counts[grade]:>15}" for grade in GRADES), file=stdout)
+    print(file=stdout)
+    told = [output for output in others if output.grade in ("differs", "missing", "new")]
+    for output in told[:_MOST_TOLD]:
+        place = f"{output.part}: {output.at}{output.where and f' {output.where}'}".rstrip(": ")
+        values = f"\n  recorded {output.recorded}\n  now      {output.now}" if output.grade == "differs" else ""
+        print(f"{output.grade:<8} {place}{values}", file=stdout)
+    if len(told) > _MOST_TOLD:
+        print(f"and {len(told) - _MOST_TOLD} more; --json lists them all", file=stdout)
+    if events:
+        print(f"note     clock readings and orders of completion answered as recorded: {events}", file=stdout)
+    for note in found.notes:
+        print(f"note     {note}", file=stdout)
+    print("nothing differs" if found.same else "DIFFERENT", file=stdout)
+
+
+_MOST_TOLD = 100
 
 
 @main.command()

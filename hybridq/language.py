@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -46,6 +46,7 @@ from hybridq.source import source_of, unwrap
 from hybridq.values import digest, encode
 
 __all__ = [
+    "Again",
     "ClassicalFunction",
     "Future",
     "Overrides",
@@ -728,6 +729,18 @@ class RunReport:
     steps_replayed: int
 
 
+@dataclass(frozen=True)
+class Again:
+    """A recorded run that a script is to make again: the run of this workflow on these arguments gets its settings."""
+
+    workflow: str
+    arguments: str
+    """Their digest."""
+    name: str
+    seed: int
+    backend: Any
+
+
 @dataclass
 class Overrides:
     """Options that replace the keywords of every ``run`` of a script, and the reports of those runs."""
@@ -737,13 +750,15 @@ class Overrides:
     seed: int | None = None
     workers: int | None = None
     cluster: str | None = None
-    backend: str | None = None
+    backend: Any = None
     site: str | None = None
     take_over: bool = False
     fork: str | None = None
     reuse: Sequence[str] = ()
     plan: bool = False
     """Whether runs are planned: what is quantum is priced, and nothing of it evaluated (`hybridq.planning`)."""
+    again: Again | None = None
+    """A run that is made again; others of the script are as the script says."""
     reports: list[RunReport] = field(default_factory=list)
     plans: list[dict[str, Any]] = field(default_factory=list)
     """What planned runs would take."""
@@ -780,8 +795,9 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     main thread and the signal has no handler of its own: at once, with everything recorded, and nothing left behind.
     """
     asked = overrides.get() or Overrides()
+    _check_run(workflow, name, asked.seed if asked.seed is not None else seed)
+    asked = _made_again(asked, workflow, args)
     seed = asked.seed if asked.seed is not None else seed
-    _check_run(workflow, name, seed)
     given = {"cluster": cluster, "workers": workers, "backend": backend}
     if asked.site is not None:  # the command's file counts before the script's keywords, its other options before both
         site = Site.read(asked.site)
@@ -866,6 +882,14 @@ class _Signals:
         if number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         raise _Terminated(number)
+
+
+def _made_again(asked: Overrides, workflow: Callable[..., Any], args: tuple[Any, ...]) -> Overrides:
+    """What is asked of this run: the settings of the recorded one, if it is the one to be made again."""
+    again = asked.again
+    if again is None or again.workflow != _name(workflow) or again.arguments != digest(list(args), "an argument"):
+        return asked
+    return replace(asked, name=again.name, seed=again.seed, backend=again.backend)
 
 
 def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body: Callable[..., R],

@@ -110,7 +110,7 @@ def capture(error: BaseException) -> Raised:
     """``error`` as data, its traceback as text."""
     try:
         encoded = encode(_constructor_arguments(error))
-        arguments = None if encoded.attachments else encoded.document
+        arguments = None if encoded.attachments else encoded.document  # a record of a failure has no files of its own
     except Unhashable:
         arguments = None
     message = _message(error)

@@ -27,6 +27,7 @@ from hybridq.errors import Corrupt, Unhashable
 
 __all__ = [
     "MAX_VALUE_BYTES",
+    "QPY_FLOOR",
     "Encoded",
     "circuit_digest",
     "decode",
@@ -47,7 +48,8 @@ _LONG_INT_BITS = 10_000  # Python refuses to write much longer integers in decim
 _EXTENDED = (np.longdouble, np.clongdouble) if np.dtype(np.longdouble).itemsize > 8 else ()
 """Differ between processors, and hold undefined padding."""
 _TAG = "$"
-_QPY_FLOOR = 13  # older versions may execute code when loaded (CVE-2025-2000)
+QPY_FLOOR = 13
+"""Lowest version of QPY that is loaded: older ones may execute code then (CVE-2025-2000)."""
 
 
 @dataclass(frozen=True)
@@ -357,8 +359,8 @@ class _Reader:
         from qiskit import qpy
 
         data = self.attachment(document["f"])
-        if data[:6] != b"QISKIT" or data[6] < _QPY_FLOOR:
-            raise Corrupt(f"{document['f']} is not a QPY file of version {_QPY_FLOOR} or later; it is not loaded.")
+        if data[:6] != b"QISKIT" or data[6] < QPY_FLOOR:
+            raise Corrupt(f"{document['f']} is not a QPY file of version {QPY_FLOOR} or later; it is not loaded.")
         return qpy.load(io.BytesIO(data))[0]
 
     def pauli_op(self, document: Mapping[str, Any]) -> Any:

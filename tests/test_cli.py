@@ -50,6 +50,8 @@ def study(what, argument=None):
         found["bits"] = counts([0.0]).get_counts()
     if "step" in what:
         found["step"] = loud(what)
+    if "clock" in what:
+        found["clock"] = hq.now()
     if "random" in what:
         found["random"] = float(hq.rng().random())
     if "special" in what:
@@ -376,6 +378,118 @@ def test_errors_of_other_sessions_are_shown(script: Path, tmp_path: Path) -> Non
     assert "Corrupt" in again.stderr
 
 
+def test_verify(script: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        hybridq(tmp_path, "run", script, "--name", name, "--", "loop value clock")
+    text = hybridq(tmp_path, "verify", "one").stdout
+    journal = tmp_path / "runs" / "one" / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    assert text.startswith("runs/one: sound\n")
+    for words in (f"lines {len(lines)}, values 1 of", "sessions 1, steps 0, evaluations 13, loops 1, rows 12, events 1",
+                  "finished", json.loads(lines[-1])["chain"], "qiskit-aer"):  # fmt: skip
+        assert words in text
+    assert "damage" not in text
+    found = document(hybridq(tmp_path, "verify", "one", "--json"))
+    assert (found["sound"], found["damage"], found["counts"]["rows"]) == (True, [], 12)
+    assert hybridq(tmp_path, "verify", "--all").stdout.count(": sound\n") == 2
+    assert [one["name"] for one in document(hybridq(tmp_path, "verify", "two", "one", "--json"))] == ["two", "one"]
+
+    journal.write_text("\n".join([*lines[:2], lines[2].replace("energy", "Energy"), *lines[3:]]) + "\n")
+    [value] = (tmp_path / "runs" / "one" / "values").iterdir()
+    value.rename(value.with_name(f"{'0' * 64}.qpy"))
+    text = hybridq(tmp_path, "verify", "--all", code=1).stdout
+    for words in ("runs/one: DAMAGED in 3 places", "runs/two: sound", "damage       journal.jsonl, line 3: its checks",
+                  f"damage       values/{value.name}: is missing",
+                  f"damage       values/{'0' * 64}.qpy: its bytes do not match"):  # fmt: skip
+        assert words in text
+    found = document(hybridq(tmp_path, "verify", "one", "--json", code=1))
+    assert not found["sound"]
+    assert [(one["file"], one["line"]) for one in found["damage"]] == [
+        ("journal.jsonl", 3), (f"values/{value.name}", None), (f"values/{'0' * 64}.qpy", None),
+    ]  # fmt: skip
+    assert document(hybridq(tmp_path, "verify", "--all", "--store", "none", "--json")) == []
+    assert hybridq(tmp_path, "verify", "--all", "--store", "none").stdout == "no runs in none\n"
+
+
+def test_rerun(script: Path, tmp_path: Path) -> None:
+    """What the command line had said is in the record: name, seed and backend; what the script prints is no output."""
+    run = ("run", script, "--name", "one", "--seed", 5, "--backend", "density_matrix")
+    hybridq(tmp_path, *run, "--", "loop value sample random clock caught")
+    before = (tmp_path / "runs/one/journal.jsonl").read_bytes()
+    check = ("rerun", "one", "--check")
+    done = hybridq(tmp_path, *check)
+    assert done.stdout.startswith("one again, beside its record\n")
+    assert done.stdout.endswith("\nnothing differs\n")
+    for part, count in [("evaluations", 2), ("loop rows", 12), ("loop results", 1), ("value", 1)]:
+        assert re.search(rf"^{part} +{count}( +0){{5}}$", done.stdout, re.MULTILINE)
+    assert "note     clock readings and orders of completion answered as recorded: 1\n" in done.stdout
+    assert "the body prints" in done.stderr
+    assert (tmp_path / "runs/one/journal.jsonl").read_bytes() == before
+
+    script.rename(tmp_path / "moved.py")
+    gone = hybridq(tmp_path, *check, code=1)
+    assert f"there is no script '{script}' here" in gone.stderr
+    assert "--script PATH" in gone.stderr
+    script = tmp_path / "moved.py"
+    script.write_text(script.read_text().replace('hq.expval(CIRCUIT, "Z", theta)', 'hq.expval(CIRCUIT, "X", theta)'))
+    changed = hybridq(tmp_path, *check, "--script", script, code=1)
+    assert changed.stdout.endswith("\nDIFFERENT\n")
+    differs = r"^differs  evaluations: study/energy\[0\] .value\n  recorded 1.0\n  now      0.0$"
+    assert re.search(differs, changed.stdout, re.MULTILINE)
+    assert "note     the code is not what was recorded at study/minimize[0]" in changed.stdout
+
+
+@pytest.mark.slow
+def test_rerun_with_steps_as_data(script: Path, tmp_path: Path) -> None:
+    hybridq(tmp_path, "run", script, "--name", "one", "--workers", 1, "--", "value step")
+    check = ("rerun", "one", "--check", "--workers", 1, "--json")
+    found = document(hybridq(tmp_path, *check))
+    assert (found["same"], found["outputs"]) == (True, [])
+    assert [found["counts"][part]["identical"] for part in ("steps", "evaluations", "value")] == [1, 1, 1]
+    script.write_text(script.read_text().replace('hq.expval(CIRCUIT, "Z", theta)', 'hq.expval(CIRCUIT, "X", theta)'))
+    found = document(hybridq(tmp_path, *check, code=1))
+    assert not found["same"]
+    assert found["counts"]["steps"]["identical"] == 1
+    assert {"part": "evaluations", "at": "study/energy[0]", "grade": "differs", "where": ".value", "recorded": "1.0",
+            "now": "0.0"} in found["outputs"]  # fmt: skip
+
+
+def test_rerun_of_one_of_several_runs(tmp_path: Path) -> None:
+    """Other runs of the script keep their own names and settings; how the script ends does not matter."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import hybridq as hq
+
+@hq.workflow
+def drawn(n):
+    return [float(hq.rng().random()) for _ in range(n)]
+
+if __name__ == "__main__":
+    for n in (1, 2, 3):
+        hq.run(drawn, n, name=f"drawn-{n}", seed=n)
+    raise SystemExit(3)
+""")
+    plain = subprocess.run([sys.executable, script.name], check=False, cwd=tmp_path, capture_output=True, timeout=120)
+    assert plain.returncode == 3
+    for n in (2, 3):
+        done = hybridq(tmp_path, "rerun", f"drawn-{n}", "--check")
+        assert re.search(r"^value +1( +0){5}$", done.stdout, re.MULTILINE)
+    script.write_text(script.read_text().replace("(1, 2, 3)", "(1, 3)"))
+    missed = hybridq(tmp_path, "rerun", "drawn-2", "--check", code=1)
+    assert missed.stdout == ""
+    assert "did not make the run drawn-2 again" in missed.stderr
+    assert "it finished drawn-1, drawn-3" in missed.stderr
+    assert "recorded was the command script.py" in missed.stderr
+    script.write_text("raise ValueError('not today')")
+    broken = hybridq(tmp_path, "rerun", "drawn-2", "--check", code=1)
+    assert "ValueError: not today" in broken.stderr
+    assert "it finished no run" in broken.stderr
+    journal = tmp_path / "runs/drawn-2/journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    unfinished = hybridq(tmp_path, "rerun", "drawn-2", "--check", code=1)
+    assert "drawn-2 has not finished (unfinished)" in unfinished.stderr
+
+
 USAGE = {
     "no script": (["run", "missing.py"], 2, "'missing.py' does not exist"),
     "a directory": (["run", "."], 2, "is a directory"),
@@ -391,6 +505,12 @@ USAGE = {
     "empty name": (["run", "script.py", "--name", "", "--", "value"], 1, "'' cannot name a run"),
     "no such run": (["show", "nothing"], 1, "there is no run in"),
     "show a bad name": (["show", "../x"], 1, "cannot name a run"),
+    "verify nothing": (["verify"], 2, "give the names of runs, or --all"),
+    "verify some and all": (["verify", "x", "--all"], 2, "give the names of runs, or --all"),
+    "verify no such run": (["verify", "nothing"], 1, "there is no run in"),
+    "verify a bad name": (["verify", "../x"], 1, "cannot name a run"),
+    "rerun without a check": (["rerun", "x"], 2, "once more, in a fresh directory"),
+    "rerun no such run": (["rerun", "x", "--check"], 1, "there is no run in"),
 }
 
 
@@ -406,6 +526,6 @@ def test_an_empty_store_help_and_version(tmp_path: Path) -> None:
     assert hybridq(tmp_path, "runs").stdout == "no runs in runs\n"
     assert document(hybridq(tmp_path, "runs", "--json")) == []
     assert re.search(r"\d+\.\d+\.\d+", hybridq(tmp_path, "--version").stdout)
-    for command in ("run", "plan", "runs", "show", "devices"):
+    for command in ("run", "plan", "runs", "show", "verify", "rerun", "devices"):
         assert command in hybridq(tmp_path, "--help").stdout
         assert "Usage: hybridq" in hybridq(tmp_path, command, "--help").stdout

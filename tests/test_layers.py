@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     # policies, methods, records
     ("simulation",),
-    ("ledger", "recorded"),
+    ("ledger", "recorded", "audit", "comparison"),
     ("policies", "journal"),
     # nouns
     ("problems", "problems.fermions", "problems.lattices", "problems.molecules", "problems.problem", SIBLINGS),

@@ -250,6 +250,17 @@ def test_a_message_of_ten_megabytes_is_cut_in_the_text_alone() -> None:
     assert type(rebuild(at_rest(raised), "x")) is ValueError
 
 
+def test_arguments_that_would_need_a_file_of_their_own_are_left_out() -> None:
+    """A record of a failure keeps none, and names none."""
+    kept = capture(ValueError(np.arange(3.0)))
+    assert kept.arguments is not None
+    lost = capture(ValueError(np.arange(1000.0)))
+    assert lost.arguments is None
+    assert lost.message.startswith("[")
+    assert type(rebuild(lost, "a/b[0]")) is ValueError  # while it can travel whole
+    assert type(rebuild(dataclasses.replace(lost, pickled=None), "a/b[0]")) is StepFailed
+
+
 def test_an_exception_without_words_is_captured() -> None:
     raised = raising("mute").raised
     assert raised is not None
