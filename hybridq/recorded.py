@@ -157,11 +157,13 @@ class Earlier:
             if entry.end is not None and entry.rows and exact and entry.header.gradient != "spsa":
                 self._loops.setdefault(_loop_key(entry.header), (run, entry))
 
-    def step(self, at: str, code: str, arguments: str, journal: Journal) -> records.Step | None:
-        """The record of an equal call of a step, copied."""
+    def step(self, at: str, code: str, arguments: str, journal: Journal, known: Callable[[], None]
+             ) -> records.Step | None:  # fmt: skip
+        """The record of an equal call of a step, copied; ``known`` records its code, which comes before."""
         found = self._at(at, records.Step)
         if found is None or (found.code, found.arguments) != (code, arguments):
             return None
+        known()
         return self._copied(found, journal, ("inputs", "output"))
 
     def event(self, at: str, fits: Callable[[Any], bool], journal: Journal) -> records.Event | None:
@@ -171,11 +173,15 @@ class Earlier:
             return None
         return self._copied(found, journal, ("output",))
 
-    def evaluation(self, at: str, program: str, plan: Document, shots: int | None, theta: Document, journal: Journal
-                   ) -> records.Evaluation | None:  # fmt: skip
-        """The record of an equal evaluation, copied; ``theta`` and ``plan`` are as in records."""
+    def evaluation(self, at: str, program: str, plan: Document, shots: int | None, theta: Document, journal: Journal,
+                   known: Callable[[], None]) -> records.Evaluation | None:  # fmt: skip
+        """The record of an equal evaluation, copied; ``known`` records its circuit, which comes before.
+
+        ``theta`` and ``plan`` are as in records.
+        """
         found = self._at(at, records.Evaluation)
         if found is not None and (found.program, found.shots, _key(found.theta)) == (program, shots, _key(theta)):
+            known()
             return self._copied(found, journal, ("theta", "output"))
         gradient = str(plan.get("v", {}).get("gradient", "none"))
         run, exact = self._evaluations.get((program, gradient != "none", _key(theta)), (None, None))
@@ -183,6 +189,7 @@ class Earlier:
             return None
         if not any(circuit.plan == plan for circuit in run.recorded.circuits.get(program, ())):
             return None
+        known()
         return _copy(run, replace(exact, at=at), journal, ("theta", "output"))
 
     def loop(self, header: records.Loop, known: set[str], journal: Journal) -> LoopRecord | None:

@@ -178,6 +178,8 @@ class Run:
         for name in self._earlier.left_out if self._earlier else ():
             progress.message(f"nothing of the run {name} is reused: it has other versions or another processor")
         self._lock = threading.Lock()
+        self._texts = threading.Lock()
+        """Held while code or a circuit is recorded: what refers to it comes after it in the journal."""
         self.token = secrets.token_hex(6)
         """Tells this opening of the run from all others, on every worker."""
         self._sources: dict[int, tuple[Any, Source]] = {}
@@ -351,11 +353,10 @@ class Run:
         at, found = str(location), self._recorded
         return at not in found.answers and at not in found.loops and at not in found.failures
 
-    def _answered(self, record: records.Step | records.Evaluation | records.Event | None) -> bool:
+    def _answered(self, record: records.Step | records.Evaluation | records.Event | None) -> None:
         """Take a record of another run, copied into this one's, as the answer of its call."""
         if record is not None:
             self._recorded.answers[record.at] = record
-        return record is not None
 
     def _add_awake(self, change: int) -> None:
         with self._lock:
@@ -377,9 +378,8 @@ class Run:
         future = self._answer(location, failures)
         pending = Pending(location, future, failures)
         if self._earlier is not None and self._unknown(location):
-            earlier = self._earlier.step(str(location), call.source.digest, hashed, self._journal)
-            if self._answered(earlier):
-                self._record_code(call.name, call.source)
+            record_code = functools.partial(self._record_code, call.name, call.source)
+            self._answered(self._earlier.step(str(location), call.source.digest, hashed, self._journal, record_code))
         found = self._recorded.answers.get(str(location))
         self._expect(found, records.Step, location)
         if found is not None:
@@ -554,10 +554,11 @@ class Run:
         """Let an equal evaluation of another run answer, if those may."""
         if self._earlier is None or not self._unknown(location):
             return
-        at, digest = str(location), asked.template.digest
         stored, plan = self._journal.store(theta), encode(asked.plan).document
-        if self._answered(self._earlier.evaluation(at, digest, plan, asked.shots, stored, self._journal)):
-            self._record_circuit(asked)
+        self._answered(self._earlier.evaluation(
+            str(location), asked.template.digest, plan, asked.shots, stored, self._journal,
+            functools.partial(self._record_circuit, asked),
+        ))  # fmt: skip
 
     def _check_evaluation(self, location: Location, found: records.Evaluation, asked: Program, theta: Encoded) -> None:
         if (found.program, found.shots) == (asked.template.digest, asked.shots):
@@ -592,7 +593,8 @@ class Run:
                 call.gradient(),
             )  # fmt: skip
             if self._earlier is not None and not call.has_bodies and call.describe is not None:
-                entry = self._earlier.loop(header, self._recorded.known, self._journal)
+                with self._texts:
+                    entry = self._earlier.loop(header, self._recorded.known, self._journal)
             if entry is not None and entry.end is not None:
                 self._count_replayed(location, call, len(entry.rows))
                 return decode(self._journal.load(entry.end.output))
@@ -665,11 +667,10 @@ class Run:
         self._journal.append(records.End(status, output, text, time.monotonic() - self.began, time.time()))
 
     def _record_code(self, name: str, source: Source) -> None:
-        with self._lock:
-            if source.digest in self._recorded.known:
-                return
-            self._recorded.known.add(source.digest)
-        self._journal.append(records.Code(name, source.digest, self._journal.store(Encoded(source.text))))
+        with self._texts:
+            if source.digest not in self._recorded.known:
+                self._journal.append(records.Code(name, source.digest, self._journal.store(Encoded(source.text))))
+                self._recorded.known.add(source.digest)
 
     def _code_text(self, code: str) -> str:
         for _, record in self._journal.records:
@@ -683,17 +684,17 @@ class Run:
             return
         plan = encode(asked.plan).document
         key = f"{template.digest}/{json.dumps(plan)}"
-        with self._lock:
+        with self._texts:
+            if key not in self._recorded.known:
+                circuit = self._journal.store(encode(template.circuit))
+                observables = self._journal.store(encode(list(template.observables)))
+                self._journal.append(records.Circuit(
+                    template.digest, circuit, observables, plan, template.num_qubits, template.num_gates,
+                    template.num_paulis, self._journal.store(encode(template.backend)),
+                    _predicted(asked, self.dispatcher.need),
+                ))  # fmt: skip
+                self._recorded.known.add(key)
             self._circuits.add((template.digest, asked.plan))
-            if key in self._recorded.known:
-                return
-            self._recorded.known.add(key)
-        circuit = self._journal.store(encode(template.circuit))
-        observables = self._journal.store(encode(list(template.observables)))
-        self._journal.append(records.Circuit(
-            template.digest, circuit, observables, plan, template.num_qubits, template.num_gates, template.num_paulis,
-            self._journal.store(encode(template.backend)), _predicted(asked, self.dispatcher.need),
-        ))  # fmt: skip
 
     def _keep(self, asked: Program) -> None:
         """Wait until what was recorded survives a power loss, if a device that cannot repeat it gave it."""

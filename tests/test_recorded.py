@@ -18,6 +18,7 @@ from runs import executed, recorded, replayed, report
 import hybridq as hq
 from hybridq import journal as records
 from hybridq import recorded as module
+from hybridq.audit import verify
 from hybridq.recorded import index, origin_of
 from hybridq.values import digest_bytes
 
@@ -82,6 +83,7 @@ def test_a_fork_runs_what_changed_and_nothing_else(client: Client, store: Path) 
     assert old.keys() == new.keys()
     assert {at for at in old if old[at] != new[at]} == {"study/finish[0]"}
     assert [r.where for r in recorded(store / "after", records.Step)].count("run before") == 5
+    assert not verify(store / "after").damage
     shutil.rmtree(store / "before")  # it does not depend on where it came from
     again = report(AFTER, 2, name="after", store=store, seed=5)
     assert again.value == fresh
@@ -198,6 +200,7 @@ def test_exact_results_are_used_again_wherever_they_stand_and_sampled_ones_never
     assert replayed(found)[0] == 2 + len([r for r in recorded(store / "second", records.Row) if r.shots is None])
     assert {r.where for r in recorded(store / "second", records.Row) if r.shots is None} == {"run first"}
     assert not [r for r in recorded(store / "second", records.Row) if r.shots is not None and r.where == "run first"]
+    assert not verify(store / "second").damage
     shutil.rmtree(store / "first")
     assert executed(report(deeper, 0.3, name="second", store=store, seed=1)) == (0, 0)
 
