@@ -270,6 +270,7 @@ _KINDS: dict[str, type[Any]] = {
     for c in (RunHeader, Opened, Code, Circuit, Step, Evaluation, Loop, Row, LoopEnd, Failure, Survived, Event, End)
 }
 _FIELDS = {c: tuple(f.name for f in dataclasses.fields(c)) for c in _KINDS.values()}
+_NAMES = {c: frozenset(names) for c, names in _FIELDS.items()}
 _OPTIONAL = {
     c: {f.name for f in dataclasses.fields(c) if f.default is not dataclasses.MISSING} for c in _KINDS.values()
 }
@@ -374,7 +375,7 @@ def _scan(directory: Path) -> _Scan:
             )
         chain = found
         try:
-            fields = json.loads(b"{" + line[head.end() :])
+            fields = json.loads("{" + line[head.end() :].decode())
         except (ValueError, RecursionError) as error:
             raise Corrupt(f"{path}, line {number}: it is not a record ({error}).") from error
         records.append((number, _parse(fields, path, number)))
@@ -400,7 +401,7 @@ def _parse(fields: dict[str, Any], path: Path, number: int) -> Record:
             f"{path} has format {fields.get('format')}, this hybridq reads format {FORMAT}; it was left untouched. "
             "Use the version of hybridq that wrote it."
         )
-    if kind is None or set(fields) | _OPTIONAL[kind] != set(_FIELDS[kind]):
+    if kind is None or (fields.keys() != _NAMES[kind] and fields.keys() | _OPTIONAL[kind] != _NAMES[kind]):
         raise Version(f"{path}, line {number}: a record that this version of hybridq does not know; left untouched.")
     record: Record = kind(**fields)
     return record

@@ -713,13 +713,13 @@ class Run:
 
         A step's own exceptions are in ``failures`` by then: they are recorded with their reply.
         """
-        begun = time.time()
+        started, clock = time.time(), time.perf_counter()
 
         def note(error: BaseException) -> None:
             if isinstance(error, HybridqError) and not isinstance(error, JournalError) and not failures:
                 failures.append(str(location))
                 attempt = self._recorded.attempts[str(location)]
-                self._record_failure(location, capture(error), begun, time.time() - begun, "", attempt)
+                self._record_failure(location, capture(error), started, time.perf_counter() - clock, "", attempt)
             if isinstance(error, Exception):
                 _note(error, location)
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,7 +224,7 @@ def places(forks: Forks) -> list[tuple[str, int]]:
     return found
 
 
-def spread(choices: list[Any], seed: int) -> Any:
+def spread(choices: Sequence[Any], seed: int) -> Any:
     """One of ``choices``: consecutive seeds meet all of them, the first few far apart."""
     stride = next(s for s in range(int(len(choices) * 0.618) or 1, 10**6) if _coprime(s, len(choices)))
     return choices[seed * stride % len(choices)]
@@ -263,7 +263,7 @@ def kill_while_resuming(forks: Forks, seed: int) -> Case:
 def failing_write(forks: Forks, seed: int) -> Case:
     choices = [(name, k) for name, k in places(forks) if not name.startswith(("sync.", "leave."))]
     name, k = spread(choices, seed)
-    code = ERRORS[(seed // len(choices) + seed) % len(ERRORS)]
+    code = ERRORS[(seed // len(choices) + seed % len(choices)) % len(ERRORS)]  # each place meets them all
     case, store = Case(f"{code} at {name}, passing {k}"), forks.fresh()
     _stopped(forks, case, store, fault=f"{name}:{k}:{code}")
     forks.finish(case, store)
@@ -301,7 +301,7 @@ def failing_fsync(forks: Forks, seed: int) -> Case:
 def torn_tail(forks: Forks, seed: int) -> Case:
     data = (forks.clean / "journal.jsonl").read_bytes()
     ends = [i + 1 for i, byte in enumerate(data) if byte == 0x0A]
-    size = ends[-4] + seed % (len(data) - ends[-4])
+    size = spread(range(ends[-4], len(data)), seed)
     case, store = Case(f"the journal is cut off at byte {size} of {len(data)}"), forks.fresh()
     shutil.copytree(forks.clean.parent, store)
     (store / "study/journal.jsonl").write_bytes(data[:size])
@@ -460,7 +460,7 @@ ROWS: dict[str, Row] = {
     "write-fails": Row(failing_write, 60, 360),
     "file-limit": Row(full_disk, 6, 60),
     "fsync-fails": Row(failing_fsync, 7, 14),
-    "torn-tail": Row(torn_tail, 60, 1500),
+    "torn-tail": Row(torn_tail, 60, 1800),
     "bit-flip": Row(flipped_bit, 200, 2000),
     "two-drivers": Row(two_drivers, 5, 50),
     "clock": Row(jumping_clock, 4, 10),

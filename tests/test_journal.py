@@ -199,6 +199,15 @@ def test_what_is_no_number_is_no_record_and_harms_nothing(store: Path) -> None:
     assert len(verify(store / "journal.jsonl")) == 2
 
 
+def test_a_row_of_fifty_parameters_takes_a_kilobyte() -> None:
+    rng = np.random.default_rng(1)
+    x, g = (pack_array(rng.uniform(-np.pi, np.pi, 50)) for _ in range(2))
+    ends = 8 + 1 + 64 + 2 + 1  # of the line: the chain and the newline
+    for gradient, limit in ((None, 1024), (g, 1638)):
+        row = Row(123_456, 99_999, x, -1.2345678901234567, gradient, 0.0123456789012345, 10**5, 0.00123456789, "w" * 60)
+        assert len(journals._text(row)) + ends < limit
+
+
 @given(hnp.arrays(np.float64, st.integers(0, 6)))
 def test_packed_vectors_come_back_to_the_bit(array: np.ndarray[Any, Any]) -> None:
     found = unpack_array(pack_array(array))

@@ -272,3 +272,18 @@ def test_the_map_is_read_as_drawn() -> None:
         "hybridq/errors.py",
         "workflows/h2.py",
     }
+
+
+def test_durations_and_limits_are_not_measured_by_the_wall_clock() -> None:
+    """Clocks are set by an hour or a day; what is calculated with is `time.monotonic` or `time.perf_counter`."""
+
+    def reads_the_clock(node: ast.AST) -> bool:
+        return any(isinstance(n, ast.Call) and ast.unparse(n.func) in ("time.time", "time") for n in ast.walk(node))
+
+    calculated = [
+        f"{_shown(name)}:{node.lineno}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.BinOp, ast.Compare)) and reads_the_clock(node)
+    ]
+    assert not calculated
