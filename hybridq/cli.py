@@ -61,6 +61,9 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--site", metavar="FILE", help="TOML file with the cluster and the devices to use."),
         click.option("--take-over", is_flag=True, help="Take the run from a driver on another host that is known to be "
                      "gone."),
+        click.option("--allow-unencrypted", is_flag=True, help="Use a cluster on other hosts without TLS."),
+        click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Leave the run "
+                     "after so long."),
         click.option("--fork", metavar="NAME", help="Branch off the run NAME, which answers what has not "
                      "changed."),
         click.option("--reuse", metavar="NAME", multiple=True, help="A run whose exact evaluations may answer equal "
@@ -443,7 +446,7 @@ def devices(site_file: str | None, cluster: str | None, workers: int | None, mea
         if site.cluster is not None:
             from hybridq.cluster import look
 
-            for seen in look(site.cluster):
+            for seen in look(site):
                 doing = ", ".join(seen.doing[:3]) + (f" and {len(seen.doing) - 3} more" if len(seen.doing) > 3 else "")
                 rows.append(_device_row(seen.device, doing or "idle") | {"host": seen.host, "used": seen.used})
         rows += [_device_row(device, "starts with a run") for device in places.beside]

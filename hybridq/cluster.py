@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from ipaddress import ip_address
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 import dask
 import psutil
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, Worker, get_worker
-from distributed.comm.addressing import get_address_host_port
+from distributed.comm.addressing import get_address_host_port, parse_address
 from distributed.deploy.cluster import Cluster as AnyCluster
 from distributed.diagnostics.plugin import WorkerPlugin
 
@@ -115,14 +116,14 @@ def run_batch(batch: Batch, timeout: float | None) -> tuple[bytes, str]:
         engines.give(engine)
 
 
-def run_loop(batch: Batch, token: str) -> tuple[bytes, str, str]:
+def run_loop(batch: Batch, token: str, timeout: float | None) -> tuple[bytes, str, str]:
     """On a worker: run a packed slice of a loop; what it came to, packed, and the worker's name and address."""
     worker = get_worker()
     plugin = worker.plugins[EnginePlugin.name]
     assert isinstance(plugin, EnginePlugin)
     engine = plugin.engines.take(token)
     try:
-        return engine.run(batch, None, frames.ADVANCE), str(worker.name), worker.address
+        return engine.run(batch, timeout, frames.ADVANCE), str(worker.name), worker.address
     finally:
         plugin.engines.give(engine, token)
 
@@ -177,9 +178,10 @@ class Cluster:
                 raise NoDevice(f"the client that was given as the cluster is {address.status}; give one that is open.")
             self.client = address
         else:
-            self.client = _connect(address)
+            self.client = _connect(address, allow_unencrypted=site.allow_unencrypted)
         self._scalable = self.client.cluster
         try:
+            _check_encrypted(self.address, allowed=site.allow_unencrypted)
             if self._own is None:
                 _compare_versions(self.client)
             self.client.register_plugin(EnginePlugin(_user_path()))
@@ -370,12 +372,13 @@ class Seen:
     """Calls that run there or are sent ahead, as "run/location"; those of others by their Dask key."""
 
 
-def look(address: Any) -> tuple[Seen, ...]:
-    """The workers of the scheduler at ``address``, or of a ``Client``; nothing is changed there.
+def look(site: Site) -> tuple[Seen, ...]:
+    """The workers of a site's cluster, which is not one of our own; nothing is changed there.
 
-    Raises `NoDevice` if nobody answers.
+    Raises `NoDevice` if nobody answers, and `WorkflowError` for one that is reached without TLS.
     """
-    client = address if isinstance(address, Client) else _connect(address)
+    address = site.cluster
+    client = address if isinstance(address, Client) else _connect(address, allow_unencrypted=site.allow_unencrypted)
     try:
         processing = client.processing()
         workers = _identity(client)["workers"]
@@ -468,7 +471,26 @@ def _free_port(wanted: int) -> int:
     return wanted
 
 
-def _connect(address: Any) -> Client:
+def _check_encrypted(address: str, *, allowed: bool) -> None:
+    """Raise `WorkflowError` for the address of a scheduler on another host without TLS, unless that is ``allowed``."""
+    protocol, place = parse_address(address)
+    if allowed or protocol in ("tls", "inproc"):
+        return
+    host = place.rpartition(":")[0].strip("[]") or place
+    try:
+        near = ip_address(host).is_loopback
+    except ValueError:
+        near = host == "localhost"
+    if not near:
+        raise WorkflowError(
+            f"the scheduler at {address} is reached over a network without encryption: whoever reaches it, or reads "
+            "along, can run code as you. Use TLS (an address tls://..., with Dask's security settings), or allow it: "
+            "allow_unencrypted = true in the site's [cluster], hq.Site(allow_unencrypted=True), --allow-unencrypted. "
+            "Nothing was sent."
+        )
+
+
+def _connect(address: Any, *, allow_unencrypted: bool) -> Client:
     if isinstance(address, AnyCluster):
         return Client(address)
     if not isinstance(address, str):
@@ -476,6 +498,7 @@ def _connect(address: Any) -> Client:
             f"cluster is a {type(address).__qualname__}; give a scheduler's address such as 'tcp://host:8786', a "
             "distributed.Client, a cluster object of Dask's, or None to start a cluster on this machine."
         )
+    _check_encrypted(address, allowed=allow_unencrypted)
     try:
         return Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:

@@ -328,6 +328,8 @@ class Dispatcher:
         try:
             encode_template(ask.program.template)
             required = self.need(ask.program)
+            if ask.timeout is not None:  # a time limit is a batch's: such a program travels alone
+                required = replace(required, seconds=max(required.seconds, _PACKED_SECONDS))
             # what is asked again goes as it went, under a name of its own
             parts = self._parts(ask.program, required) if not (ask.tries or ask.rows) else []
             if len(parts) > 1:
@@ -531,7 +533,7 @@ class Dispatcher:
         while True:
             self._refuse_if_closed()
             try:
-                found = driver_engine().advance(ask.loop, len(ask.points), ask.points, ask.seconds)
+                found = driver_engine().advance(ask.loop, len(ask.points), ask.points, ask.seconds, ask.timeout)
                 return Advanced(found, "driver", None)
             except EngineFailed as error:
                 ask.tries += 1
@@ -880,7 +882,7 @@ class Dispatcher:
             outcomes: list[Any]
             try:
                 if isinstance(ask, LoopAsk):
-                    outcomes = [engine.advance(ask.loop, len(ask.points), ask.points, ask.seconds)]
+                    outcomes = [engine.advance(ask.loop, len(ask.points), ask.points, ask.seconds, ask.timeout)]
                 else:
                     outcomes = list(engine.evaluate([a.program for a in asks], _together([a.timeout for a in asks])))
             except BaseException as error:  # noqa: BLE001  # raised where the futures are waited for
@@ -949,7 +951,9 @@ class Dispatcher:
             self._homes[ask.loop.token] = batch.device
         with_points = ask.with_points or ask.address != batch.device
         packed = pack_loop(ask.loop, len(ask.points), ask.points if with_points else None, ask.seconds)
-        cluster.submit(run_loop, (packed, ask.loop.token), key=key, needs=needs, done=done, on=batch.device)
+        cluster.submit(
+            run_loop, (packed, ask.loop.token, ask.timeout), key=key, needs=needs, done=done, on=batch.device
+        )
 
     def _answer_program(self, ask: ProgramAsk, outcome: Outcome | BaseException, started: float, where: str) -> None:
         if isinstance(outcome, Outcome):

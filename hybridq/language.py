@@ -30,7 +30,7 @@ from hybridq import calibration
 from hybridq import journal as records
 from hybridq.dispatch import driver_engine
 from hybridq.engines.loops import settings_as_data
-from hybridq.errors import JournalError, NotFinite, WorkflowError
+from hybridq.errors import JournalError, NotFinite, TimedOut, WorkflowError
 from hybridq.journal import Journal, run_directory
 from hybridq.location import Location, seed_key
 from hybridq.planning import Unknown, Unplanned, completed, needed, origin, unknown_in
@@ -143,8 +143,10 @@ class ClassicalFunction(_Decorated[P, R]):
 class QuantumFunction(_Decorated[P, Request]):
     """A quantum function; made by `quantum`."""
 
-    def __init__(self, function: Callable[P, Request]) -> None:
+    def __init__(self, function: Callable[P, Request], timeout: float | None = None) -> None:
         super().__init__(function)
+        self.timeout = timeout
+        """Seconds that an evaluation may take."""
         self._calls = itertools.count()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -152,9 +154,9 @@ class QuantumFunction(_Decorated[P, Request]):
         scope = self._scope()
         describe = functools.partial(self.__wrapped__, *args, **kwargs)
         if scope is None:
-            return _evaluate_outside(self.__name__, describe, next(self._calls))
+            return _evaluate_outside(self.__name__, describe, next(self._calls), self.timeout)
         scope.run.go_on(scope)
-        return scope.run.evaluate(scope, scope.next(_name(self)), self.__name__, describe)
+        return scope.run.evaluate(scope, scope.next(_name(self)), self.__name__, describe, timeout=self.timeout)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[Any]:
         """Queue the evaluation and return a future for its value."""
@@ -167,7 +169,7 @@ class QuantumFunction(_Decorated[P, Request]):
         run: Run = scope.run
         run.go_on(scope)
         describe = functools.partial(self.__wrapped__, *args, **kwargs)
-        return run.submit_evaluation(location, self.__name__, describe)
+        return run.submit_evaluation(location, self.__name__, describe, self.timeout)
 
     def _scope(self) -> Scope | None:
         if isinstance(current.get(), StepScope):
@@ -219,8 +221,7 @@ def classical(function: Any = None, *, memory: str | int = 0, retries: int = 0, 
         raise WorkflowError(f"memory: {error}") from error
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise WorkflowError(f"retries is {retries!r}; it must be an integer, 0 or more.")
-    if timeout is not None and not 0 < timeout < float("inf"):
-        raise WorkflowError(f"timeout is {timeout!r}; it must be a positive number of seconds, or None.")
+    _check_timeout(timeout)
 
     def decorate(f: Callable[P, R]) -> ClassicalFunction[P, R]:
         return ClassicalFunction(f, amount, retries, timeout, version)
@@ -228,9 +229,28 @@ def classical(function: Any = None, *, memory: str | int = 0, retries: int = 0, 
     return decorate if function is None else decorate(function)
 
 
-def quantum(function: Callable[P, Request]) -> QuantumFunction[P]:
-    """Make a function a quantum one: its body returns `expval` or `sample` and does nothing else."""
-    return QuantumFunction(function)
+@overload
+def quantum(function: Callable[P, Request]) -> QuantumFunction[P]: ...
+@overload
+def quantum(*, timeout: float | None = None) -> Callable[[Callable[P, Request]], QuantumFunction[P]]: ...
+def quantum(function: Any = None, *, timeout: float | None = None) -> Any:
+    """Make a function a quantum one: its body returns `expval` or `sample` and does nothing else.
+
+    An evaluation that takes longer than ``timeout`` seconds fails with `TimedOut`; its engine process is ended with it.
+    Raises `WorkflowError` for a timeout that is no positive number.
+    """
+    _check_timeout(timeout)
+
+    def decorate(f: Callable[P, Request]) -> QuantumFunction[P]:
+        return QuantumFunction(f, timeout)
+
+    return decorate if function is None else decorate(function)
+
+
+def _check_timeout(timeout: Any) -> None:
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and 0 < timeout < float("inf")):
+        raise WorkflowError(f"timeout is {timeout!r}; it must be a positive number of seconds, or None.")
 
 
 def workflow(function: Callable[P, R]) -> WorkflowFunction[P, R]:
@@ -442,7 +462,8 @@ def now() -> float:
 
 def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), method: Any = None, jac: Any = None,
              hess: Any = None, hessp: Any = None, bounds: Any = None, constraints: Any = (), tol: float | None = None,
-             callback: Callable[..., Any] | None = None, options: Mapping[str, Any] | None = None) -> Any:  # fmt: skip
+             callback: Callable[..., Any] | None = None, options: Mapping[str, Any] | None = None, *,
+             timeout: float | None = None) -> Any:  # fmt: skip
     """Minimize ``fun(x, *args)`` as ``scipy.optimize.minimize`` does; every evaluation is recorded.
 
     ``fun`` is a quantum function or any function that returns one real number; ``x0`` has shape (n,) and is finite.
@@ -455,8 +476,13 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
     which takes the adjoint for exact values if it is installed and parameter shift otherwise, where ``method`` uses
     gradients and ``fun`` hands ``x`` on unchanged. None leaves gradients to the method (finite differences).
     ``jac=True`` is refused.
+
+    In a run, a loop whose evaluations together take longer than ``timeout`` seconds fails with `TimedOut`; what it
+    evaluated is kept, and with more time it goes on from there.
     """
     from scipy import optimize
+
+    _check_timeout(timeout)
 
     if not callable(fun):
         raise WorkflowError(f"fun is {fun!r}; give a quantum function or any function of (x, *args).")
@@ -513,6 +539,8 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
         gradient=functools.partial(_gradient, fun, start, args, method, jac, run.site),
         solve=solve,
         beside=_of_a_point(jac, constraints),
+        timeout=timeout,
+        each_timeout=fun.timeout if isinstance(fun, QuantumFunction) else None,
     )
     return run.loop(scope, location, call)
 
@@ -657,7 +685,7 @@ def _minimize_outside(
             return scalar(fun(point.copy(), *args), at, point)
         assert isinstance(fun, QuantumFunction)
         describe = functools.partial(fun.__wrapped__, point.copy(), *args)
-        asked, outcome = _outcome_outside(at, fun.__name__, describe, gradient)
+        asked, outcome = _outcome_outside(at, fun.__name__, describe, gradient, fun.timeout)
         return scalar(result(asked, outcome), at, point), derivatives(asked, outcome)
 
     with threadpool_limits(limits=1):
@@ -687,16 +715,16 @@ def _scope(what: str) -> Scope | None:
     return None
 
 
-def _evaluate_outside(name: str, describe: Callable[[], Request], call: int) -> Any:
+def _evaluate_outside(name: str, describe: Callable[[], Request], call: int, timeout: float | None) -> Any:
     """Evaluate on this process' own engine; samples are seeded by 0, the function's name and the call's number."""
-    return result(*_outcome_outside(Location(f"{name}[{call}]"), name, describe))
+    return result(*_outcome_outside(Location(f"{name}[{call}]"), name, describe, timeout=timeout))
 
 
 def _outcome_outside(
-    at: Location, name: str, describe: Callable[[], Request], gradient: str = "none"
+    at: Location, name: str, describe: Callable[[], Request], gradient: str = "none", timeout: float | None = None
 ) -> tuple[Program, Outcome]:
     asked = program(describe_call(name, describe), seed=0, location=at, gradient=gradient)
-    outcome = driver_engine().evaluate([asked])[0]
+    outcome = driver_engine().evaluate([asked], timeout)[0]
     if not isinstance(outcome, Outcome):
         raise outcome
     return asked, outcome
@@ -753,6 +781,8 @@ class Overrides:
     backend: Any = None
     site: str | None = None
     take_over: bool = False
+    timeout: float | None = None
+    allow_unencrypted: bool = False
     fork: str | None = None
     reuse: Sequence[str] = ()
     plan: bool = False
@@ -771,7 +801,7 @@ overrides: ContextVar[Overrides | None] = ContextVar("hybridq_overrides", defaul
 def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: int | None = None,
         cluster: Any = None, store: str | os.PathLike[str] | None = None, workers: int | None = None,
         take_over: bool = False, backend: Any = None, site: Site | str | os.PathLike[str] | None = None,
-        fork: str | None = None, reuse: str | Sequence[str] = ()) -> R:  # fmt: skip
+        fork: str | None = None, reuse: str | Sequence[str] = (), timeout: float | None = None) -> R:  # fmt: skip
     """Run ``workflow(*args)``, or finish it: the same call on a run that was interrupted goes on where it stood.
 
     The record is kept in ``store/name`` (default ``./runs``). Without a ``name`` the run is named by the workflow and a
@@ -789,6 +819,8 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     answer equal loops, wherever they stand, if versions and processor are the same; sampled ones never do. What answers
     is copied into this run's record, which names the run that it came from.
 
+    A run that lasts longer than ``timeout`` seconds is left as Ctrl-C leaves it, with `TimedOut`.
+
     Returns the workflow's value. Raises what the workflow raises; `WorkflowError` for a call written wrongly;
     `NoDevice` for the name of a device that the site lacks; `JournalError` if the run is in use or damaged. Ctrl-C
     leaves the run as `KeyboardInterrupt`, SIGTERM and SIGHUP leave it as ``SystemExit(128 + number)`` if this is the
@@ -796,6 +828,8 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     """
     asked = overrides.get() or Overrides()
     _check_run(workflow, name, asked.seed if asked.seed is not None else seed)
+    timeout = asked.timeout if asked.timeout is not None else timeout
+    _check_timeout(timeout)
     asked = _made_again(asked, workflow, args)
     seed = asked.seed if asked.seed is not None else seed
     given = {"cluster": cluster, "workers": workers, "backend": backend}
@@ -803,6 +837,7 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
         site = Site.read(asked.site)
         given = {key: value for key, value in given.items() if getattr(site, key) is None}
     given |= {key: getattr(asked, key) for key in ("cluster", "workers", "backend") if getattr(asked, key) is not None}
+    given["allow_unencrypted"] = asked.allow_unencrypted or None
     site = Site.of(site, **given)
     evaluates, _ = site.resolve(None)
     seed = 0 if seed is None else int(seed)
@@ -834,7 +869,7 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     except BaseException:
         journal.close()
         raise
-    with _Signals() as signals:
+    with _Signals(opened, timeout) as signals:
         try:
             value: R = _finish(opened, journal, progress, title, body, args, asked, signals)
         finally:
@@ -856,25 +891,49 @@ class _Signals:
     """While a run lasts, SIGTERM and SIGHUP end it as Ctrl-C does; once it leaves, no signal disturbs it.
 
     Of the main thread, the only one that signals reach; a signal that is ignored, or has a handler of the researcher's,
-    stays as it is.
+    stays as it is. A run that lasts longer than ``timeout`` seconds is ended likewise, from any thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened: Run, timeout: float | None) -> None:
         self.leaving = False
+        self.late: TimedOut | None = None
+        """What the run is ended with, if it lasted too long."""
+        self._opened, self._timeout = opened, timeout
         self._before: dict[int, Any] = {}
+        self._timer = threading.Timer(timeout or 0.0, self._expire)
+        self._timer.daemon = True
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self._before[number] = signal.signal(number, self._arrived)
+        if self._timeout is not None:
+            self._timer.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._timer.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if isinstance(error, _Terminated):
             raise SystemExit(128 + error.number) from None
+
+    def in_time(self) -> None:
+        """The run has ended before its time was over."""
+        self._timer.cancel()
+
+    def _expire(self) -> None:
+        if self.leaving:
+            return
+        self.late = TimedOut(
+            f"the run {self._opened.name!r} took longer than its timeout of {self._timeout:g} s. Everything recorded "
+            "is kept: run again with more time to finish it."
+        )
+        if signal.SIGINT in self._before:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        else:
+            self._opened.dispatcher.abort()
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self.leaving:
@@ -909,6 +968,7 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
         if asked.plan and unknown_in(value) is not None:
             raise Unplanned(needed(value), "hq.run")
         opened.end("finished", value)
+        signals.in_time()
     except Unplanned as stop:
         assert isinstance(opened, PlannedRun)
         opened.plan.gap(title, stop.at, f"what follows {stop.what} depends on the value of")
@@ -917,15 +977,20 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
             f"{opened.name} planned: {opened.counts.steps_executed} steps executed and recorded in {journal.directory}"
         )
         raise
-    except KeyboardInterrupt as stop:
-        signals.leaving = True
-        leave = opened.dispatcher.abort
-        _end(opened, "interrupted", stop)
-        progress.message(f"interrupted; everything recorded is kept. Resume with: {shlex.join(sys.orig_argv)}")
-        raise
     except BaseException as error:
-        _end(opened, "failed", error)
-        progress.message(f"failed; everything recorded is kept. Run again with: {shlex.join(sys.orig_argv)}")
+        late, interrupted = signals.late, isinstance(error, KeyboardInterrupt)
+        if interrupted or late is not None:
+            signals.leaving = True
+            leave = opened.dispatcher.abort
+        _end(opened, "interrupted" if interrupted and late is None else "failed", late or error)
+        if late is not None:
+            progress.message(f"timed out; everything recorded is kept. Run again with: {shlex.join(sys.orig_argv)}")
+            raise late from None
+        progress.message(
+            f"interrupted; everything recorded is kept. Resume with: {shlex.join(sys.orig_argv)}"
+            if interrupted
+            else f"failed; everything recorded is kept. Run again with: {shlex.join(sys.orig_argv)}"
+        )
         raise
     finally:
         if isinstance(opened, PlannedRun):

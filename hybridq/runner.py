@@ -33,7 +33,16 @@ from hybridq.calibration import processor
 from hybridq.dispatch import Advanced, Changed, Dispatcher, Evaluated, LoopAsk, Places, ProgramAsk, StepAsk
 from hybridq.engines.costs import DEFAULT, Calibration
 from hybridq.engines.loops import Loop, Point, encode_result
-from hybridq.errors import Diverged, HybridqError, JournalError, NotFinite, PlacementError, Unhashable, WorkflowError
+from hybridq.errors import (
+    Diverged,
+    HybridqError,
+    JournalError,
+    NotFinite,
+    PlacementError,
+    TimedOut,
+    Unhashable,
+    WorkflowError,
+)
 from hybridq.journal import Journal, pack_array, unpack_array
 from hybridq.location import Location
 from hybridq.planning import (
@@ -119,6 +128,10 @@ class LoopCall:
     whether the objective returns (value, gradient)."""
     beside: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """The researcher's gradient and constraints, functions of a point, by the names of their scopes."""
+    timeout: float | None = None
+    """Seconds that its evaluations may take together."""
+    each_timeout: float | None = None
+    """Seconds that an evaluation of a quantum objective may take."""
 
 
 class Pending:
@@ -435,22 +448,23 @@ class Run:
     # -- quantum evaluations -----------------------------------------------------------------------------------------
 
     def evaluate(self, scope: Scope, location: Location, name: str, describe: Callable[[], Request],
-                 gradient: str = "none") -> Any:  # fmt: skip
+                 gradient: str = "none", timeout: float | None = None) -> Any:  # fmt: skip
         """A quantum evaluation, waited for: answered from the record, or run wherever it is placed.
 
-        With a ``gradient`` the answer is the derivatives instead of the value.
+        With a ``gradient`` the answer is the derivatives instead of the value. ``timeout`` is in seconds.
         """
         request = describe_call(name, describe)
         later: list[Callable[[], bool]] = []
         pending, ask = self._requested(location, name, request, gradient, later)
         if ask is not None:
-            ask.unchanged = later[0] if later else None
+            ask.unchanged, ask.timeout = later[0] if later else None, timeout
             self.dispatcher.evaluate(ask, alone=self._awake == 1)
         try:
             return pending.take(scope)
         except Changed:
             pending, ask = self._requested(location, name, request, gradient)
             assert ask is not None
+            ask.timeout = timeout
             self.dispatcher.evaluate(ask, alone=self._awake == 1)
             return pending.take(scope)
 
@@ -497,10 +511,12 @@ class Run:
                 ask.future.result()  # Ctrl-C leaves now, not when the value is taken
         return [(made, pending) for made, pending, _ in begun]
 
-    def submit_evaluation(self, location: Location, name: str, describe: Callable[[], Request]) -> Pending:
+    def submit_evaluation(self, location: Location, name: str, describe: Callable[[], Request],
+                          timeout: float | None = None) -> Pending:  # fmt: skip
         """A quantum evaluation, queued."""
         pending, ask = self._evaluation(location, name, describe)
         if ask is not None:
+            ask.timeout = timeout
             self.dispatcher.submit(ask)
         return pending
 
@@ -839,11 +855,12 @@ class PlannedRun(Run):
         return pending
 
     def evaluate(self, scope: Scope, location: Location, name: str, describe: Callable[[], Request],
-                 gradient: str = "none") -> Any:  # fmt: skip
+                 gradient: str = "none", timeout: float | None = None) -> Any:  # fmt: skip
         """Answered from the record, or priced."""
         return self._described(location, name, describe, gradient).take(scope)
 
-    def submit_evaluation(self, location: Location, name: str, describe: Callable[[], Request]) -> Pending:
+    def submit_evaluation(self, location: Location, name: str, describe: Callable[[], Request],
+                          timeout: float | None = None) -> Pending:  # fmt: skip
         """Answered from the record, or priced."""
         return self._described(location, name, describe, submitted=True)
 
@@ -1074,13 +1091,15 @@ class _Objective:
         self._program = ""
         self._i = 0
         self._outer = current.get()
-        self.refused: NotFinite | WorkflowError | None = None
-        """The first value or point that was no finite real number: no result of the loop counts after it."""
+        self._spent = sum(row.seconds for row in self._rows)
+        self.refused: NotFinite | TimedOut | WorkflowError | None = None
+        """The first value or point that was no finite real number, or the end of the loop's time: no result of the loop
+        counts after it."""
 
     def __call__(self, x: Any, *_: Any) -> Any:
         try:
             return self._answer(x)
-        except (NotFinite, WorkflowError) as error:
+        except (NotFinite, TimedOut, WorkflowError) as error:
             self.refused = self.refused or error
             raise
 
@@ -1116,6 +1135,7 @@ class _Objective:
 
     def _live(self, i: int, point: np.ndarray[Any, Any], at: Location) -> records.Row:
         run, call = self._run, self._call
+        left = _time_left(call, self._counter.location, self._spent, i)
         begun = time.perf_counter()
         gradient = asked = None
         if call.describe is None:
@@ -1138,7 +1158,9 @@ class _Objective:
                 run._count("evaluations_executed")
                 return result(asked, answer.outcome)
 
-            ask = ProgramAsk(program=asked, name=call.name, location=at, finish=finish)
+            ask = ProgramAsk(
+                program=asked, name=call.name, location=at, finish=finish, timeout=_least(left, call.each_timeout)
+            )
             run.dispatcher.evaluate(ask, alone=run._awake == 1)
             estimate = ask.future.result()
             where = answered[0].where
@@ -1151,6 +1173,7 @@ class _Objective:
             estimate.shots if measured else None, time.perf_counter() - begun, where, self._named(asked),
         )  # fmt: skip
         run._journal.append(row)
+        self._spent += row.seconds
         if asked is not None:
             run._keep(asked)
         return row
@@ -1187,10 +1210,12 @@ class _Shipped:
         run._count("evaluations_replayed", len(rows))
         self._entry.counted = len(rows)
         seconds, address = _FIRST_SLICE, None
+        spent = sum(point.seconds for point in points)
         while True:
+            left = _least(_time_left(call, self._counter.location, spent, len(points)), call.each_timeout)
             ask = LoopAsk(
                 loop=loop, name=call.name, location=self._counter.location, points=points, seconds=seconds,
-                address=address,
+                address=address, timeout=None if left is None else seconds + left,
             )  # fmt: skip
             run.dispatcher.advance(ask, alone=run._awake == 1)
             advanced: Advanced = ask.future.result()
@@ -1198,6 +1223,7 @@ class _Shipped:
             if not self._record(request, first, advance.points, len(points), advanced.where):
                 return None
             points += advance.points
+            spent += sum(point.seconds for point in advance.points)
             if advance.state != "more":
                 break
             seconds = min(2 * seconds, _LONGEST_SLICE)
@@ -1251,6 +1277,23 @@ class _Shipped:
         return len(rows) == len(points)
 
 
+def _time_left(call: LoopCall, at: Location, spent: float, rows: int) -> float | None:
+    """Seconds after which a loop's next evaluation is ended, or None; raises `TimedOut` if its time is over."""
+    if call.timeout is not None and spent >= call.timeout:
+        raise TimedOut(
+            f"{at}: {rows} evaluations took {spent:.3g} s, and the loop's timeout is {call.timeout:g} s. They are "
+            "kept: with more time the loop goes on from there."
+        )
+    return None if call.timeout is None else max(call.timeout - spent, _LEAST_LIMIT)
+
+
+def _least(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+_LEAST_LIMIT = 10.0
+"""An evaluation is not ended before so many seconds because its loop's time is over: that costs an engine process, and
+the first one of a process loads libraries."""
 _LONGEST_SHIPPED = ROUND_TRIP
 """A loop whose evaluations take longer, in seconds, stays with the driver, which may spread them over devices."""
 _FIRST_SLICE, _LONGEST_SLICE = 0.1, 0.8

@@ -90,6 +90,9 @@ class Site:
     """How many calls a worker of our own cluster runs side by side."""
     patience: float = 300.0
     """Seconds that a run waits for a cluster that was lost, or has no workers left, to be there again."""
+    allow_unencrypted: bool = False
+    """Whether a cluster may be used that is reached over a network without TLS: whoever reaches such a scheduler, or
+    reads along, can run code as you."""
     policy: str = "earliest-finish"
     """Which waiting call goes where: one of `hybridq.policies.POLICIES`."""
     backend: Any = None
@@ -110,6 +113,8 @@ class Site:
                 )
         _whole("worker_threads", self.worker_threads)
         _amount("patience", self.patience)
+        if not isinstance(self.allow_unencrypted, bool):
+            raise WorkflowError(f"allow_unencrypted is {self.allow_unencrypted!r}; it must be true or false.")
         if self.worker_memory is not None:
             object.__setattr__(self, "worker_memory", _memory("worker_memory", self.worker_memory))
         if self.policy not in POLICY_NAMES:
@@ -125,7 +130,8 @@ class Site:
         self.resolve(None)
 
     @classmethod
-    def of(cls, site: Any, *, cluster: Any = None, workers: int | None = None, backend: Any = None) -> Site:
+    def of(cls, site: Any, *, cluster: Any = None, workers: int | None = None, backend: Any = None,
+           allow_unencrypted: bool | None = None) -> Site:  # fmt: skip
         """``site``, read if it is a path, `LOCAL` if it is None, with what else is given in place of what it says.
 
         Raises `WorkflowError` for anything that cannot be.
@@ -136,7 +142,7 @@ class Site:
             site = LOCAL
         elif not isinstance(site, Site):
             raise WorkflowError(f"site is a {type(site).__qualname__}; give an hq.Site, or the path of a TOML file.")
-        given = {"cluster": cluster, "workers": workers, "backend": backend}
+        given = {"cluster": cluster, "workers": workers, "backend": backend, "allow_unencrypted": allow_unencrypted}
         changed: Site = replace(site, **{key: value for key, value in given.items() if value is not None})
         return changed
 
@@ -189,9 +195,9 @@ def _site(document: Mapping[str, Any]) -> Site:
     cluster = _known(
         _table(document.get("cluster", {}), "cluster"),
         "in [cluster]",
-        ("address", "workers", "most_workers", "memory", "threads", "patience"),
+        ("address", "workers", "most_workers", "memory", "threads", "patience", "allow_unencrypted"),
     )
-    others = ", ".join(key for key in cluster if key not in ("address", "patience"))
+    others = ", ".join(key for key in cluster if key not in ("address", "patience", "allow_unencrypted"))
     if "address" in cluster and others:
         raise WorkflowError(
             f"[cluster] has an address and {others}; a scheduler that runs elsewhere has its own workers."
@@ -203,7 +209,9 @@ def _site(document: Mapping[str, Any]) -> Site:
         cluster=cluster.get("address"), workers=cluster.get("workers"), most_workers=cluster.get("most_workers"),
         worker_memory=cluster.get("memory"),
         worker_threads=cluster.get("threads", 1), devices=tuple(_device(_table(d, "devices")) for d in listed),
-        patience=cluster.get("patience", Site.patience), **{key: top[key] for key in ("name", "policy") if key in top},
+        patience=cluster.get("patience", Site.patience),
+        allow_unencrypted=cluster.get("allow_unencrypted", False),
+        **{key: top[key] for key in ("name", "policy") if key in top},
     )  # fmt: skip
     # the devices are checked first: a misspelt key in one is not to be told as a device that is missing
     return replace(found, backend=top.get("backend"))

@@ -368,6 +368,32 @@ def test_no_worker_is_missed_while_the_client_refreshes_what_it_knows(
         cluster.close()
 
 
+@pytest.mark.parametrize(
+    ("address", "near"),
+    [
+        ("tcp://127.0.0.1:8786", True),
+        ("tcp://localhost:8786", True),
+        ("tcp://[::1]:8786", True),
+        ("tls://10.0.0.5:8786", True),
+        ("inproc://10.0.0.5/1/2", True),
+        ("tcp://10.0.0.5:8786", False),
+        ("10.0.0.5:8786", False),
+        ("tcp://head:8786", False),
+        ("ucx://10.0.0.5:8786", False),
+        ("tcp://[2001:db8::1]:8786", False),
+        ("tcp://127.0.0.1.example.org:8786", False),
+    ],
+)
+def test_a_cluster_on_other_hosts_needs_tls(store: Path, address: str, near: bool) -> None:
+    cluster_module._check_encrypted(address, allowed=True)
+    if near:
+        cluster_module._check_encrypted(address, allowed=False)
+        return
+    with pytest.raises(hq.WorkflowError, match="without encryption") as refused:
+        hq.run(loops, 1, name="a", store=store, cluster=address)
+    assert "allow_unencrypted" in str(refused.value)
+
+
 def test_nobody_answers(store: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(hq.NoDevice, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1"):
