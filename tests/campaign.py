@@ -6,6 +6,7 @@ do a few cases of a row; ``python -m benchmarks faults`` does them at length and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from processes import Marked, wait_until
 
 from hybridq import journal as records
@@ -428,13 +430,19 @@ CODES = {signal.SIGINT: (130, -signal.SIGINT), signal.SIGTERM: (143,), signal.SI
 
 
 def signalled(forks: Forks, seed: int) -> Case:
-    """A signal in the middle of a circuit: leaves within 5 s, with its exit code, everything recorded, no orphan."""
+    """A signal in the middle of a circuit: leaves within 5 s, with its exit code, everything recorded, no orphan.
+
+    The circuits run in the driver's engine or on a cluster, the script by itself or by the command.
+    """
     sent = SIGNALS[seed % len(SIGNALS)]
+    where, command = ("driver", "cluster")[seed // 4 % 2], seed // 8 % 2
     rng = random.Random(seed)
-    case, store = Case(f"{', '.join(s.name for s in sent)} in the middle of a circuit"), forks.fresh()
-    run = Marked(STUDIES / "circuits.py", "driver", store, "14", "60")
-    journal = store / "circuits" / "journal.jsonl"
-    case.check(wait_until(lambda: journal.exists() and b'"k":"eval"' in journal.read_bytes(), 120), "nothing ran")
+    said = f"{', '.join(s.name for s in sent)} in the middle of a circuit on the {where}"
+    case, store = Case(said + (", of hybridq run" if command else "")), forks.fresh()
+    script = [STUDIES / "circuits.py", where, store, *(("14", "60") if where == "driver" else ("22", "60"))]
+    run = Marked(*(["-c", COMMAND, "run", script[0], "--", *script[1:]] if command else script))
+
+    case.check(wait_until(lambda: engine_seconds(run) > 2.5, 120), "no engine was busy")
     time.sleep(rng.uniform(0.0, 1.0))
     begun = time.perf_counter()
     for number in sent:
@@ -453,6 +461,20 @@ def signalled(forks: Forks, seed: int) -> Case:
     return case
 
 
+COMMAND = "import sys; from hybridq.cli import main; sys.argv[0] = 'hybridq'; main()"
+
+
+def engine_seconds(run: Marked) -> float:
+    """Processor time that the busiest engine process of a run has used."""
+    found = [0.0]
+    for pid in run.alive():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now
+            process = psutil.Process(pid)
+            if "hybridq.engines" in " ".join(process.cmdline()):
+                found.append(process.cpu_times().user)
+    return max(found)
+
+
 ROWS: dict[str, Row] = {
     "kill-random": Row(killed_at_random, 4, 200 // KILLS),
     "kill-point": Row(kill_at_a_point, 16, 96),
@@ -464,5 +486,5 @@ ROWS: dict[str, Row] = {
     "bit-flip": Row(flipped_bit, 200, 2000),
     "two-drivers": Row(two_drivers, 5, 50),
     "clock": Row(jumping_clock, 4, 10),
-    "signals": Row(signalled, 4, 60),
+    "signals": Row(signalled, 12, 64),
 }
