@@ -33,6 +33,8 @@ _GENESIS = b"0" * 64
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _HEAD = re.compile(rb'\{"chain":"([0-9a-f]{64})",')
 _HEAD_BYTES = 76
+_STATED = re.compile(rb'"chain":"([0-9a-f]{64})"')
+_MOST_LINKS = 8
 _VALUE = re.compile(r"([0-9a-f]{64})\.(json|npy|qpy)")
 _PART = re.compile(r"\..+\.part")
 
@@ -156,17 +158,17 @@ def _chained(lines: list[bytes]) -> Iterator[_Line]:
     After a broken one the chain goes on from any digest that it states, or that it ought to have stated; so a line of
     which one byte was changed, its end included, is broken alone.
     """
-    before, doubtful = {_GENESIS}, set[bytes]()
+    before, doubtful = [_GENESIS], list[bytes]()
     for number, text in enumerate(lines, start=1):
         rest = text[_HEAD_BYTES:]
-        links = {_link(chain, rest) for chain in before}
+        links = [_link(chain, rest) for chain in before[:_MOST_LINKS]]
         head = _HEAD.match(text)
         if head is not None and head[1] in links:
-            before, doubtful = {head[1]}, set()
+            before, doubtful = [head[1]], []
             yield _Line(number, rest, head[1], True)
             continue
-        own = links | set(_DIGEST.findall(text))
-        before, doubtful = own | doubtful, own
+        own = [*links[:1], *_STATED.findall(text)[-2:], *_DIGEST.findall(text[:_HEAD_BYTES])]
+        before, doubtful = [*own, *doubtful], own
         yield _Line(number, rest, head[1] if head else b"", False)
 
 
@@ -296,6 +298,8 @@ class _Journal:
             return
         found = [*self._header(line.number, record), *self._structure(line.number, record)]
         if not line.intact:  # its content may have been changed: it counts as being there, and as nothing else
+            if self._answered.get(at := getattr(record, "at", "")) == line.number:
+                del self._answered[at]
             return
         for text in found:
             self._damaged(line.number, text)
@@ -536,7 +540,7 @@ class _Values:
             by = f"{_JOURNAL}, line {first}, refers to it" if first else "nothing that could be read refers to it"
             found.append(Finding(f"{_VALUES}/{name}", None, f"{text}; {by}"))
         for name in sorted(self._intact - self._lines.keys()):
-            text = "nothing refers to it: a kill came before its record, or that line is broken"
+            text = "nothing refers to it: what it was kept for was not recorded, or that line is broken"
             found.append(Finding(f"{_VALUES}/{name}", None, text, damage=False))
         return [*found, *self._others]
 

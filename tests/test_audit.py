@@ -312,6 +312,16 @@ def test_all_damage_is_told(run: Path) -> None:
     assert len(wrong(run)) == 5
 
 
+@pytest.mark.parametrize("place", [10, 4, -2, 100], ids=["digest", "head", "last member", "first member"])
+def test_a_journal_of_broken_lines_is_told_line_by_line(place: int, tmp_path: Path) -> None:
+    lines = chained([HEADER, *[{**EVENT, "at": f"a/now[{i}]"} for i in range(400)]]).splitlines()
+    for line in (several := [bytearray(line) for line in lines])[100:300]:
+        line[place] ^= 0x01
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(bytes(line) + b"\n" for line in several))
+    assert [f.line for f in verify(tmp_path).damage] == list(range(101, 301))
+    assert len(wrong(tmp_path)) == 200
+
+
 def test_a_torn_last_line_is_no_damage(run: Path) -> None:
     path = run / "journal.jsonl"
     intact = path.read_bytes()

@@ -62,20 +62,21 @@ class Run:
 
     def journal(self):
         *lines, tail = (self.place / "journal.jsonl").read_bytes().split(b"\n")
-        hopes, again = {"0" * 64}, set()  # what the next line may be chained to
+        hopes, again = ["0" * 64], []  # what the next line may be chained to
         for number, line in enumerate(lines, 1):
             self.lines, stated, rest = number, line[10 : PREFIX - 2].decode("latin-1"), line[PREFIX:]
-            right = {sha(hope.encode() + rest) for hope in hopes}
+            right = [sha(hope.encode() + rest) for hope in hopes]
             form = line.startswith(b'{"chain":"') and line[PREFIX - 2 : PREFIX] == b'",'
             if form and stated in right:
-                hopes, again = {stated}, set()
+                hopes, again = [stated], []
             else:  # one changed byte is to be told once, whether it is in the digest, behind it, or the line's end
-                named = {found.decode() for found in re.findall(rb"[0-9a-f]{64}", line)}
-                hopes, again = right | named | again, right | named
+                named = re.findall('"chain":"([0-9a-f]{64})"', line.decode("latin-1"))[-2:]
+                own = [right[0], *named, *re.findall("^[0-9a-f]{64}$", stated)]
+                hopes, again = own + again, own
                 self.say("journal.jsonl", number, "the checksum does not match")
                 self.broken = True
             self.record(number, rest, sound=not again)
-        if tail[10 : PREFIX - 2].decode("latin-1") in {sha(hope.encode() + tail[PREFIX:-1]) for hope in hopes}:
+        if tail[10 : PREFIX - 2].decode("latin-1") in [sha(hope.encode() + tail[PREFIX:-1]) for hope in hopes]:
             self.say("journal.jsonl", len(lines) + 1, "the end of the line was changed")
 
     def record(self, number, rest, sound):
@@ -103,8 +104,7 @@ class Run:
             yield f"a record of the unknown kind {kind!r}"
             return
         needed = {m for m in MEMBERS[kind].split() if m[0] != "["}
-        allowed = needed | {m.strip("[]") for m in MEMBERS[kind].split()}
-        if not needed <= members.keys() <= allowed:
+        if not needed <= members.keys() <= {m.strip("[]") for m in MEMBERS[kind].split()}:
             yield f"a record {kind!r} with the members {sorted(members)}"
             return
         for member, value in members.items():
