@@ -419,6 +419,43 @@ def _print_comparison(name: str, found: Comparison, events: int, as_json: bool, 
 _MOST_TOLD = 100
 
 
+@main.command("why")
+@click.argument("name")
+@click.argument("location")
+@click.option("--against", metavar="NAME", help="Compare with this run; default: the one that NAME was forked from.")
+@store_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def explain(name: str, location: str, against: str | None, store: str, as_json: bool) -> None:
+    """Say what the value at LOCATION of the run NAME came from, and what decides whether it answers a call.
+
+    With another run to compare with, which parts of that changed.
+    """
+    from hybridq.why import why
+
+    try:
+        other = None if against is None else run_directory(Path(store), against)
+        found = why(run_directory(Path(store), name), location, other)
+    except HybridqError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    value = json.dumps(found.value)
+    click.echo(f"{found.at}: {found.kind} of the run {found.run}")
+    click.echo(f"{'value':<12} {value if len(value) <= 200 else value[:200] + ' ...'}")
+    click.echo(f"{'came from':<12} {found.came}")
+    for path, place in found.inputs:
+        click.echo(f"{'':<12} {path} of its arguments: the value of {place}")
+    for failure in found.failures:
+        click.echo(f"{'raised':<12} {failure}")
+    for part in found.parts:
+        same = "" if part.difference is None else "  (changed)" if part.difference else "  (the same)"
+        click.echo(f"{part.name:<12} {part.value}{same}")
+        if part.difference:
+            click.echo(part.difference)
+    click.echo(found.verdict)
+
+
 @main.command()
 @click.option("--site", "site_file", metavar="FILE", help="TOML file with the cluster and the devices.")
 @click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")

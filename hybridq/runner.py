@@ -6,7 +6,6 @@ There is one code path: a fresh run is a run whose journal is empty.
 from __future__ import annotations
 
 import contextvars
-import difflib
 import functools
 import json
 import math
@@ -30,6 +29,7 @@ import numpy as np
 
 from hybridq import journal as records
 from hybridq.calibration import processor
+from hybridq.differences import two_columns
 from hybridq.dispatch import Advanced, Changed, Dispatcher, Evaluated, LoopAsk, Places, ProgramAsk, StepAsk
 from hybridq.engines.costs import DEFAULT, Calibration
 from hybridq.engines.loops import Loop, Point, encode_result
@@ -232,7 +232,7 @@ class Run:
         if any(getattr(found, part) != getattr(header, part) for part in ("arguments", "workflow", "seed", "backend")):
             raise Diverged(
                 f"the run {self.name!r} was recorded with other arguments, another backend, or of another workflow:\n"
-                f"{_two_columns(recorded, called)}\nGive this one another name, or remove {self._journal.directory}."
+                f"{two_columns(recorded, called)}\nGive this one another name, or remove {self._journal.directory}."
             )
 
     def source(self, function: Any, version: str | None = None) -> Source:
@@ -758,7 +758,7 @@ class Run:
 
     def _diverged(self, location: Location, what: str, recorded: Any, called: Any) -> Diverged:
         error = Diverged(
-            f"{location}: {what} differ from the record.\n{_two_columns(recorded, called)}\nThe run was stopped before "
+            f"{location}: {what} differ from the record.\n{two_columns(recorded, called)}\nThe run was stopped before "
             f"anything was mixed; its record is untouched. Undo the change to go on with the run {self.name!r}, or "
             f"give the changed workflow another name: with fork={self.name!r} (--fork {self.name}) that one keeps "
             "what did not change."
@@ -1041,44 +1041,6 @@ def _pace_of(call: LoopCall, gradient: str) -> Pace:
         options=options if isinstance(options, Mapping) else None, jac=jac,
         constrained=settings.get("constraints") not in ((), [], None), bounded=settings.get("bounds") is not None,
     )  # fmt: skip
-
-
-def _two_columns(recorded: Any, called: Any, width: int = 56) -> str:
-    """Where two documents differ, line by line: recorded on the left, called on the right."""
-    left, right = _lines(recorded), _lines(called)
-    rows = [(a, b) for a, b in _aligned(left, right) if a != b]
-    shown = [f"  {a:<{width}} | {b}" for a, b in (_cut(a, b, width) for a, b in rows[:20])]
-    more = [f"  ... and {len(rows) - 20} more lines"] if len(rows) > 20 else []
-    return "\n".join([f"  {'recorded':<{width}} | called now", f"  {'-' * width}-+-{'-' * width}", *shown, *more])
-
-
-def _aligned(left: list[str], right: list[str]) -> Iterator[tuple[str, str]]:
-    for _, a0, a1, b0, b1 in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        for k in range(max(a1 - a0, b1 - b0)):
-            yield (left[a0 + k] if a0 + k < a1 else ""), (right[b0 + k] if b0 + k < b1 else "")
-
-
-def _cut(left: str, right: str, width: int) -> tuple[str, str]:
-    """Both lines within ``width``: from shortly before the first character that differs, if that is further on."""
-    same = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), 0)
-    if same < width - 10:
-        return left[:width], right[:width]
-    return f"...{left[same - 10 :]}"[:width], f"...{right[same - 10 :]}"[:width]
-
-
-def _lines(document: Any) -> list[str]:
-    if isinstance(document, str):
-        return document.splitlines() or [""]
-    return json.dumps(_readable(document), indent=1, default=repr).splitlines()
-
-
-def _readable(document: Any) -> Any:
-    """An encoded document with its arrays spelt out."""
-    if isinstance(document, dict) and document.get("$") == "array":
-        return decode(Encoded(document)).tolist()
-    if isinstance(document, dict):
-        return {key: _readable(value) for key, value in document.items()}
-    return [_readable(value) for value in document] if isinstance(document, list) else document
 
 
 class _Objective:

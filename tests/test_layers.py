@@ -50,8 +50,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     # policies, methods, records
     ("simulation",),
+    ("why",),
     ("ledger", "recorded", "audit", "comparison"),
-    ("policies", "journal"),
+    ("policies", "journal", "differences"),
     # nouns
     ("problems", "problems.fermions", "problems.lattices", "problems.molecules", "problems.problem", SIBLINGS),
     ("program",),
