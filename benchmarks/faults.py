@@ -21,7 +21,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # the scenarios are those of the tests
 
-from campaign import ROWS, forks
+import campaign_cluster
+from campaign import ROWS as DRIVER_ROWS
+from campaign import forks
+
+ROWS = DRIVER_ROWS | campaign_cluster.ROWS
 
 
 def options(parser: argparse.ArgumentParser) -> None:

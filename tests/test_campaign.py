@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from campaign import ROWS, Forks, forks
+from campaign_cluster import ROWS as CLUSTER
 
 from hybridq import faults
 from hybridq.faults import KILL, VARIABLE, faultpoint
@@ -51,6 +52,13 @@ def test_a_run_survives_more_often(undisturbed: Forks, row: str) -> None:
 @pytest.mark.parametrize("seed", range(ROWS["kill-random"].brief))
 def test_a_run_survives_kills_at_random(undisturbed: Forks, seed: int) -> None:
     survives(undisturbed, "kill-random", seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "seed"), [(row, seed) for row in CLUSTER for seed in range(CLUSTER[row].brief)])
+def test_a_run_survives_what_happens_to_its_cluster(undisturbed: Forks, row: str, seed: int) -> None:
+    case = CLUSTER[row].case(undisturbed, seed)
+    assert not case.problems, f"python -m benchmarks faults --row {row} --seed {seed} --count 1: {case}"
 
 
 # -- the hook ------------------------------------------------------------------------------------------------------
