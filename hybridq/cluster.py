@@ -100,8 +100,10 @@ class EnginePlugin(WorkerPlugin):
             engine.kill()
 
 
-def run_batch(batch: Batch, timeout: float | None) -> tuple[bytes, str]:
+def run_batch(batch: Batch, timeout: float | None, expected: int) -> tuple[bytes, str]:
     """On a worker: evaluate a packed batch in one of its engine processes; the packed outcomes and the worker's name.
+
+    ``expected`` are the bytes that it is predicted to take.
 
     Waiting for the engine releases the GIL, so the worker's heartbeats go on through the longest circuit.
     """
@@ -111,7 +113,7 @@ def run_batch(batch: Batch, timeout: float | None) -> tuple[bytes, str]:
     engines = plugin.engines
     engine = engines.take()
     try:
-        return engine.run(batch, timeout), str(worker.name)
+        return engine.run(batch, timeout, expected=expected), str(worker.name)
     finally:
         engines.give(engine)
 

@@ -30,7 +30,16 @@ from hybridq.engines.costs import DEFAULT, Calibration, Corrections, need
 from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.process import EngineProcess
 from hybridq.engines.wire import encode_template, pack, pack_loop, unpack_advance, unpack_outcomes
-from hybridq.errors import ClusterLost, EngineFailed, HybridqError, NoDevice, TimedOut, WorkerLost, WorkflowError
+from hybridq.errors import (
+    ClusterLost,
+    EngineFailed,
+    HybridqError,
+    NoDevice,
+    TimedOut,
+    TooLarge,
+    WorkerLost,
+    WorkflowError,
+)
 from hybridq.ledger import Ledger
 from hybridq.location import Location
 from hybridq.policies import Batch, Device, Job
@@ -142,6 +151,8 @@ class ProgramAsk(_Ask):
     unchanged: Callable[[], bool] | None = None
     """Whether the program is what was asked for, if that is still to be looked at: best while it is evaluated. Where it
     is not, it fails as `Changed`."""
+    lone: bool = False
+    """Whether it travels alone: it was with others whose engine process outgrew its memory."""
     rows: str = ""
     """Which rows of a program that is spread over workers, as "[0:250]"."""
 
@@ -328,7 +339,7 @@ class Dispatcher:
         try:
             encode_template(ask.program.template)
             required = self.need(ask.program)
-            if ask.timeout is not None:  # a time limit is a batch's: such a program travels alone
+            if ask.timeout is not None or ask.lone:  # a time limit is a batch's: such a program travels alone
                 required = replace(required, seconds=max(required.seconds, _PACKED_SECONDS))
             # what is asked again goes as it went, under a name of its own
             parts = self._parts(ask.program, required) if not (ask.tries or ask.rows) else []
@@ -884,7 +895,8 @@ class Dispatcher:
                 if isinstance(ask, LoopAsk):
                     outcomes = [engine.advance(ask.loop, len(ask.points), ask.points, ask.seconds, ask.timeout)]
                 else:
-                    outcomes = list(engine.evaluate([a.program for a in asks], _together([a.timeout for a in asks])))
+                    limit = _together([a.timeout for a in asks])
+                    outcomes = list(engine.evaluate([a.program for a in asks], limit, expected=batch.bytes))
             except BaseException as error:  # noqa: BLE001  # raised where the futures are waited for
                 outcomes = [error] * len(asks)
             self._ended(batch)
@@ -912,13 +924,18 @@ class Dispatcher:
             if error is None:
                 packed, where = answer
                 outcomes = _outcomes(packed, len(asks), where)
+            elif isinstance(error, TooLarge) and len(asks) > 1:  # one of them outgrew its memory
+                for ask in asks:
+                    ask.attempt, ask.lone = ask.attempt + 1, True
+                    self._again(ask)
+                return
             else:
                 where, outcomes = "", [error] * len(asks)
             for ask, outcome in zip(asks, outcomes, strict=True):
                 self._answer_program(ask, outcome, started, where)
             self._pump()
 
-        arguments = (pack([a.program for a in asks]), timeout)
+        arguments = (pack([a.program for a in asks]), timeout, batch.bytes)
         cluster.submit(run_batch, arguments, key=key, needs=needs, done=done, on=batch.device)
 
     def _send_loop(self, cluster: Cluster, batch: Batch, ask: LoopAsk) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar
 
 from qiskit.primitives import BackendEstimatorV2, BackendSamplerV2, StatevectorEstimator, StatevectorSampler
@@ -42,6 +43,11 @@ class Queued(BackendV2):
         return Options(shots=1024)
 
     def run(self, run_input: Any, **options: Any) -> Any:
+        if self._failing == "greedy":  # memory that grows, whatever was predicted
+            hoard = []
+            for _ in range(200):
+                hoard.append(bytes(range(256)) * 2**17)  # 32 MiB, written
+                time.sleep(0.05)
         if self._failing == "raises":
             raise RuntimeError("the device is being calibrated")
         options = {name: value for name, value in options.items() if name in ("shots", "memory")}

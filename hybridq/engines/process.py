@@ -7,7 +7,9 @@ without harm to anything else. The process is spawned, never forked, and dies wi
 from __future__ import annotations
 
 import json
+import math
 import os
+import resource
 import select
 import signal
 import site
@@ -25,12 +27,17 @@ from typing import Any
 from hybridq.engines import frames, wire
 from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.wire import Batch
-from hybridq.errors import EngineFailed, HybridqError, TimedOut, WorkflowError
+from hybridq.errors import EngineFailed, HybridqError, TimedOut, TooLarge, WorkflowError
 from hybridq.program import Outcome, Program
+from hybridq.resources import format_bytes
 
 __all__ = ["EngineProcess"]
 
 _START_SECONDS = 120.0
+_LOOK_SECONDS = 0.25
+"""Between looks at the memory of a process that is at work."""
+_SPARE_BYTES = 2**29
+"""More than what is expected, twice over, that a process may grow by: caches, libraries that are loaded meanwhile."""
 _CLOSE_SECONDS = 5.0
 _SPIN_SECONDS = 0.001  # that each side of an eager process looks for a message before it sleeps
 _TAIL_BYTES = 4096  # of a dead process' stderr that an error quotes
@@ -76,18 +83,18 @@ class EngineProcess:
             self._running()
 
     def run(self, batch: Batch, timeout: float | None = None, kind: bytes = frames.EVALUATE,
-            meanwhile: Callable[[], None] | None = None) -> bytes:  # fmt: skip
+            meanwhile: Callable[[], None] | None = None, expected: int | None = None) -> bytes:  # fmt: skip
         """Evaluate ``batch``; the packed outcomes, for `wire.unpack_outcomes`; of a slice of a loop, its advance.
 
         ``meanwhile`` is called once, while the process is at it.
         ``timeout`` is in seconds, from when the batch is sent. Raises `TimedOut` after it and `EngineFailed` if the
         process dies or cannot start; in these cases, and when the wait is interrupted, the process is killed, and the
-        next call starts another.
+        next call starts another. So it is, with `TooLarge`, where the process grows far beyond the ``expected`` bytes.
         """
         with self._lock:
             child = self._running()
             try:
-                return child.evaluate(batch, timeout, kind, meanwhile)
+                return child.evaluate(batch, timeout, kind, meanwhile, expected)
             except BaseException:
                 # the pipe may hold half a message, and the circuit may go on: only a new process is clean
                 self._child = None
@@ -96,10 +103,11 @@ class EngineProcess:
                 raise
 
     def evaluate(self, programs: Sequence[Program], timeout: float | None = None,
-                 meanwhile: Callable[[], None] | None = None) -> list[Outcome | HybridqError]:  # fmt: skip
+                 meanwhile: Callable[[], None] | None = None, expected: int | None = None
+                 ) -> list[Outcome | HybridqError]:  # fmt: skip
         """Evaluate ``programs``: an outcome or an error for each, in their order.
 
-        ``meanwhile`` is called while the process is at it, if any of them can be sent.
+        ``meanwhile`` is called while the process is at it, if any of them can be sent. ``expected`` is as in `run`.
 
         Raises what `run` raises. A program that cannot be sent is a `WorkflowError` in its place.
         """
@@ -112,7 +120,8 @@ class EngineProcess:
             except WorkflowError as error:
                 outcomes[i] = error
         if sendable:
-            reply = self.run(wire.pack([programs[i] for i in sendable]), timeout, meanwhile=meanwhile)
+            packed = wire.pack([programs[i] for i in sendable])
+            reply = self.run(packed, timeout, meanwhile=meanwhile, expected=expected)
             for i, outcome in zip(sendable, wire.unpack_outcomes(reply), strict=True):
                 outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
@@ -175,6 +184,10 @@ class _Child:
         self.versions: Mapping[str, str] = {}
         self._name = name
         self._ready = False
+        self._idle = 0
+        """Bytes that it has resident when it is ready."""
+        self._limit: int | None = None
+        """Bytes that it may have resident now."""
         self._known: set[str] = set()
         self.popen = _spawner.popen(
             [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(spin)],
@@ -209,9 +222,11 @@ class _Child:
         self._finalizer()
         self._log.thread.join()
 
-    def evaluate(self, batch: Batch, timeout: float | None, kind: bytes, meanwhile: Callable[[], None] | None) -> bytes:
+    def evaluate(self, batch: Batch, timeout: float | None, kind: bytes, meanwhile: Callable[[], None] | None,
+                 expected: int | None) -> bytes:  # fmt: skip
         if not self._ready:
             self._await_ready()
+        self._limit = None if expected is None or not self._idle else self._idle + 2 * expected + _SPARE_BYTES
         deadline = None if timeout is None else time.monotonic() + timeout
         lacking = {digest: data for digest, data in batch.templates.items() if digest not in self._known}
         while True:
@@ -236,6 +251,7 @@ class _Child:
         if kind != frames.READY:
             raise EngineFailed(f"engine process {self._name!r} could not start: {message.decode(errors='replace')}")
         self.versions = json.loads(message)
+        self._idle = _resident(self.popen.pid)
         self._ready = True
 
     def _send(self, kind: bytes, message: bytes, deadline: float | None, timeout: float | None) -> None:
@@ -280,8 +296,15 @@ class _Child:
         """Wait until the pipe can be used, without the interpreter's lock and open to signals."""
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if poll.poll(None if left is None else left * 1000 + 1):
+            until = left if self._limit is None else min(_LOOK_SECONDS, math.inf if left is None else left)
+            if poll.poll(None if until is None else until * 1000 + 1):
                 return
+            if self._limit is not None and (size := _resident(self.popen.pid)) > self._limit:
+                expected = format_bytes((self._limit - self._idle - _SPARE_BYTES) // 2)
+                raise TooLarge(
+                    f"engine process {self._name!r} had {format_bytes(size)} in memory, far more than the predicted "
+                    f"{expected} on top of {format_bytes(self._idle)}, and was ended. Only what it evaluated is lost."
+                )
             if left == 0.0:
                 raise TimedOut(
                     f"engine process {self._name!r} took longer than {timeout:g} s and was ended; allow more time or "
@@ -301,6 +324,14 @@ class _Child:
             f"engine process {self._name!r} (pid {self.popen.pid}) {how} while it was needed; the next call starts "
             "another." + (f" Its last words:\n{words}" if words else "")
         )
+
+
+def _resident(pid: int) -> int:
+    """Bytes that a process has in memory now; 0 where that cannot be told, or the process is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _cores() -> int:

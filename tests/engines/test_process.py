@@ -21,6 +21,7 @@ from qiskit.circuit.library import efficient_su2
 from qiskit.quantum_info import SparsePauliOp
 
 import hybridq
+from hybridq.backends import Backend
 from hybridq.engines import frames, server, wire
 from hybridq.engines.process import EngineProcess
 from hybridq.errors import EngineFailed, TimedOut, TooLarge, WorkflowError
@@ -493,3 +494,16 @@ class TestParents:
             print(process.evaluate([short])[0].values.item(), process.pid == first)
         """)
         assert rest(popen) == ["1.0", "True", "1.0", "True"]
+
+
+def test_a_process_that_outgrows_what_was_predicted_is_ended(own, make, short):
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("nothing tells here what a process has in memory")
+    greedy = make(QuantumCircuit(2), "ZZ", shots=10, backend=Backend("devices:Queued", {"failing": "greedy"}))
+    own.evaluate([short])
+    before = own.pid
+    with pytest.raises(TooLarge, match=r"far more than the predicted 1(\.0)? MiB .* was ended"):
+        own.evaluate([greedy], expected=2**20)
+    assert gone(before)
+    assert own.evaluate([short], expected=2**20)[0].values.tolist() == [[1.0]]
+    assert own.pid != before
