@@ -834,6 +834,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.leaving = False
+        self.run: Run | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -852,13 +853,15 @@ class _Signals:
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self.leaving:
             return
-        if number == signal.SIGINT:
-            signal.default_int_handler(number, frame)
-        raise _Terminated(number)
+        error = KeyboardInterrupt() if number == signal.SIGINT else _Terminated(number)
+        if self.run is not None:
+            self.run.interrupted = error
+        raise error
 
 
 def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body: Callable[..., R],
             args: tuple[Any, ...], asked: Overrides, signals: _Signals) -> R:  # fmt: skip
+    signals.run = opened
     if opened.resumed:
         progress.message(f"resuming {opened.name} from {journal.directory}")
     _open_runs.add(opened)
