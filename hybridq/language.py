@@ -938,9 +938,9 @@ class _Signals:
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self.leaving:
             return
-        if number == signal.SIGINT:
-            signal.default_int_handler(number, frame)
-        raise _Terminated(number)
+        error = KeyboardInterrupt() if number == signal.SIGINT else _Terminated(number)
+        self._opened.interrupted = error
+        raise error
 
 
 def _made_again(asked: Overrides, workflow: Callable[..., Any], args: tuple[Any, ...]) -> Overrides:

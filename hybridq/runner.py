@@ -200,6 +200,9 @@ class Run:
         """Programs and plans that are known to be recorded."""
         self._awake = 1
         """Threads of the run that are not waiting for others."""
+        self.interrupted: KeyboardInterrupt | None = None
+        """A signal that came: libraries may swallow what its handler raised, and the record knows of no interrupts, so
+        that nothing may follow one."""
         self._stopped: Diverged | None = None
         """The first difference from the record; no call of the run is answered after it."""
         self.dispatcher = Dispatcher(
@@ -253,14 +256,18 @@ class Run:
         Raises `Diverged` if the run has diverged anywhere, and `JournalError` if something could not be recorded or
         read back: a workflow that catches exceptions does not go on from that.
         """
-        stopped = self._stopped or self._journal.failure
-        if stopped is not None:
-            raise stopped
+        self.check()
         for at in scope.failures:
             if at not in self._recorded.survived:
                 self._recorded.survived.add(at)
                 self._journal.append(records.Survived(at))
         scope.failures.clear()
+
+    def check(self) -> None:
+        """Raise what the run has to stop for, if somebody has kept it from coming up: see `go_on` and `interrupted`."""
+        stopped = self.interrupted or self._stopped or self._journal.failure
+        if stopped is not None:
+            raise stopped
 
     def enter(self, parent: Scope, location: Location, function: Callable[..., Any], args: tuple[Any, ...],
               kwargs: Mapping[str, Any]) -> Any:  # fmt: skip
@@ -1070,6 +1077,7 @@ class _Objective:
         point = np.array(x, dtype=np.float64)
         if not np.isfinite(point).all():
             raise NotFinite(f"{self._counter.location}: the optimizer asked for evaluation {i} at {point.tolist()}.")
+        self._run.check()
         at = self._counter.next(self._call.name)
         row = self._recorded(i, point, at) if i < len(self._rows) else self._live(i, point, at)
         self._run._progress.evaluated(self._group, row.value)
@@ -1174,6 +1182,7 @@ class _Shipped:
         seconds, address = _FIRST_SLICE, None
         spent = sum(point.seconds for point in points)
         while True:
+            run.check()
             left = _least(_time_left(call, self._counter.location, spent, len(points)), call.each_timeout)
             ask = LoopAsk(
                 loop=loop, name=call.name, location=self._counter.location, points=points, seconds=seconds,

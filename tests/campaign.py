@@ -448,9 +448,13 @@ def signalled(forks: Forks, seed: int) -> Case:
     for number in sent:
         run.process.send_signal(number)
         time.sleep(0.02)
-    _, errors = run.finish(timeout=60)
+    if not wait_until(lambda: run.process.poll() is not None, 30):
+        case.check(False, "still there after 30 s")
+        run.kill()
+        return case
     seconds = time.perf_counter() - begun
     case.seconds.append(seconds)
+    _, errors = run.finish(timeout=60)
     case.check(seconds < 5, f"left after {seconds:.1f} s")
     case.check(run.process.returncode in CODES[sent[0]], f"exit code {run.process.returncode}: {errors[-500:]}")
     case.check("Resume with: " in errors, f"no word of how to resume: {errors[-500:]}")

@@ -817,6 +817,26 @@ def test_a_signal_ends_a_run_that_then_goes_on(
     assert len(recorded(store / "told", Event)) == 3
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_is_swallowed_ends_the_run_all_the_same(number: int, store: Path) -> None:
+    after: list[str] = []
+
+    @hq.workflow
+    def swallows() -> None:
+        try:  # as a library does that takes any exception for an answer
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        except BaseException:  # noqa: BLE001
+            after.append("swallowed")
+        hq.now()
+        after.append("went on")
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        hq.run(swallows, name="swallows", store=store)
+    assert after == ["swallowed"]
+    assert [end.status for end in recorded(store / "swallows", End)] == ["interrupted"]
+
+
 def test_a_signal_that_is_handled_or_ignored_stays_so(store: Path) -> None:
     arrived: list[int] = []
 
