@@ -475,9 +475,13 @@ class Dispatcher:
         driver_engine().kill()
         for beside in self._beside.values():
             beside.kill()
-        self._leave(reason)
+        self._leave(reason, 3.0)
 
-    def _leave(self, reason: BaseException) -> None:
+    def _leave(self, reason: BaseException, patience: float = 15.0) -> None:
+        """Answer all that waits with ``reason``, and end the cluster; one that starts is waited for so many seconds.
+
+        What is left of it then ends with this process: its workers are daemons.
+        """
         self._leaving.set()
         with self._lock:
             self._closed = reason
@@ -485,8 +489,8 @@ class Dispatcher:
             asks = self._emptied()
         for ask in asks:
             _resolve(ask.future, functools.partial(_raise, reason))
-        if starting:  # one of our own is not left half started
-            self._ready.wait(15 if self._site.cluster is None else 3)
+        if starting:
+            self._ready.wait(patience if self._site.cluster is None else 3.0)
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
@@ -736,7 +740,7 @@ class Dispatcher:
     def _no_workers(self, cluster: Cluster, empty: bool) -> None:
         """Say that calls wait for workers and none is there; end what waits when none comes."""
         with self._lock:
-            waiting = len(self._asks)
+            waiting = sum(not job.backend for job in self._jobs.values())  # others wait for devices beside it
         if not (empty and waiting):
             self._empty_at = None
             return

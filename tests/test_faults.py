@@ -157,3 +157,16 @@ def test_a_process_killed_under_a_circuit(victim: str, tmp_path: Path) -> None:
         assert sorted(r.attempt for r in evaluations) == [0, 1], "nothing was tried again, so nothing was killed in use"
         assert worker.is_running() or run.process.poll() is not None
     assert wait_until(lambda: not run.alive(), 5)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_cluster_starts(tmp_path: Path) -> None:
+    run = Marked(STUDIES / "circuits.py", "cluster", tmp_path, "20", "60")
+    assert wait_until(lambda: len(run.alive()) > 2, 60), "no worker was started"
+    begun = time.monotonic()
+    run.interrupt()
+    _, errors = run.finish(timeout=60)
+    assert time.monotonic() - begun < 10  # 5 on a machine that does nothing else
+    assert run.process.returncode in (-signal.SIGINT, 130)
+    assert "Resume with: " in errors
+    assert wait_until(lambda: not run.alive(), 5), "left behind"
