@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -106,14 +107,7 @@ def test_ctrl_c_in_the_middle_of_a_circuit(where: str, tmp_path: Path) -> None:
     qubits, reps = ("14", "60") if where == "driver" else ("22", "60")
     run = Marked(STUDIES / "circuits.py", where, tmp_path, qubits, reps)
 
-    def busy() -> bool:
-        return any(
-            "hybridq.engines" in " ".join(p.cmdline()) and p.cpu_times().user > 3.0
-            for p in psutil.process_iter(["pid"])
-            if p.pid in run.alive()
-        )
-
-    assert wait_until(busy, 60), "no engine process was busy"
+    assert wait_until(lambda: bool(engines_of(run, 3.0)), 120), "no engine process was busy"
     begun = time.monotonic()
     run.interrupt()
     _, errors = run.finish(timeout=20)
@@ -127,20 +121,23 @@ def test_ctrl_c_in_the_middle_of_a_circuit(where: str, tmp_path: Path) -> None:
     assert [end.status for end in ends] == ["interrupted"]
 
 
-def engines_of(run: Marked) -> list[psutil.Process]:
-    return [p for p in map(psutil.Process, run.alive()) if "hybridq.engines" in " ".join(p.cmdline())]
+def engines_of(run: Marked, seconds: float = 0.0) -> list[psutil.Process]:
+    """Engine processes of a run that have computed for more than ``seconds``."""
+    found = []
+    for pid in run.alive():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+            process = psutil.Process(pid)
+            if "hybridq.engines" in " ".join(process.cmdline()) and process.cpu_times().user > seconds:
+                found.append(process)
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["engine", "worker"])
 def test_a_process_killed_under_a_circuit(victim: str, tmp_path: Path) -> None:
-    run = Marked(STUDIES / "circuits.py", "cluster", tmp_path, "18", "30")
-
-    def busy() -> list[psutil.Process]:
-        return [p for p in engines_of(run) if p.cpu_times().user > 2.5]
-
-    assert wait_until(lambda: bool(busy()), 120), "no engine process was busy"
-    engine = busy()[0]
+    run = Marked(STUDIES / "circuits.py", "cluster", tmp_path, "19", "40")
+    assert wait_until(lambda: bool(engines_of(run, 2.5)), 120), "no engine process was busy"
+    engine = engines_of(run, 2.5)[0]
     worker = engine.parent()
     assert worker is not None
     assert worker.pid != run.process.pid
