@@ -434,7 +434,7 @@ def _device(address: str, worker: Mapping[str, Any]) -> Device:
 
 def _explained(error: BaseException) -> BaseException:
     """A task's error as one of ours where Dask's own words would not help."""
-    if isinstance(error, CancelledError):
+    if isinstance(error, (CancelledError, OSError)):  # or the connection broke while the result was fetched
         return _lost(error)
     if isinstance(error, KilledWorker):
         return WorkerLost(f"the worker at {error.last_worker.address} died")

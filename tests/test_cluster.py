@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
-from distributed import Client, LocalCluster
+from distributed import CancelledError, Client, LocalCluster
+from distributed.comm import CommClosedError
 from processes import Marked, wait_until
 from runs import recorded
 
@@ -474,3 +475,21 @@ def test_nothing_is_left_of_an_own_cluster(store: Path) -> None:
         return {p.pid for p in children if p.pid not in before and not any(k in " ".join(p.cmdline()) for k in kept)}
 
     assert wait_until(lambda: not left(), 5)
+
+
+@pytest.mark.parametrize(
+    ("raised", "becomes"),
+    [
+        (CommClosedError("in <TCP (closed) gather>: Stream is closed"), hq.ClusterLost),
+        (OSError("Timed out trying to connect"), hq.ClusterLost),
+        (CancelledError("lost"), hq.ClusterLost),
+        (hq.TimedOut("it took too long"), hq.TimedOut),
+        (hq.EngineFailed("it died"), hq.EngineFailed),
+        (ValueError("of a task"), ValueError),
+    ],
+)
+def test_what_a_broken_connection_does_to_a_result_is_not_the_calls_failure(
+    raised: BaseException, becomes: type[BaseException]
+) -> None:
+    """A scheduler that dies while a result is fetched shows as a closed connection."""
+    assert type(cluster_module._explained(raised)) is becomes
