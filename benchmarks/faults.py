@@ -6,7 +6,7 @@
 or, where that is asked, a clear refusal first. `lost` are acknowledged records that were gone; `repeated` is the most
 that one case executed again. `recover` are seconds from the start of the next process (of a fork, where no circuit is
 evaluated) to its first live evaluation or its end; for signals, seconds until the driver had left. Exits with 1 if
-anything was lost or did not survive.
+anything was lost, did not survive, or took longer than it may.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def run(compare: Any, chosen: Sequence[str] | None = None, seed: int = 0, count:
             seconds: list[float] = []
             for number in range(seed, seed + cases):
                 case = row.case(undisturbed, number)
-                survived += not case.problems
+                survived += not (case.problems or case.late)
                 lost += case.lost
                 seconds += case.seconds
                 repeated += [] if case.repeated is None else [case.repeated]
-                if case.problems or case.lost:
+                if case.problems or case.late or case.lost:
                     print(f"--row {name} --seed {number} --count 1: {case}", file=sys.stderr, flush=True)
             seconds.sort()
             found.append({

@@ -23,15 +23,13 @@ from typing import Any
 
 from hybridq import journal as records
 from hybridq.errors import Corrupt, JournalError
-from hybridq.journal import FORMAT
+from hybridq.journal import FORMAT, GENESIS, HEAD, link
 from hybridq.values import QPY_FLOOR, Encoded, decode
 
 __all__ = ["Environment", "Finding", "Verified", "verify"]
 
 _JOURNAL, _VALUES, _OWNER = "journal.jsonl", "values", "owner"
-_GENESIS = b"0" * 64
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
-_HEAD = re.compile(rb'\{"chain":"([0-9a-f]{64})",')
 _HEAD_BYTES = 76
 _STATED = re.compile(rb'"chain":"([0-9a-f]{64})"')
 _MOST_LINKS = 8
@@ -148,7 +146,7 @@ class _Line:
     number: int
     rest: bytes
     """From the first member after the digest on."""
-    digest: bytes
+    digest: str
     intact: bool
 
 
@@ -158,22 +156,20 @@ def _chained(lines: list[bytes]) -> Iterator[_Line]:
     After a broken one the chain goes on from any digest that it states, or that it ought to have stated; so a line of
     which one byte was changed, its end included, is broken alone.
     """
-    before, doubtful = [_GENESIS], list[bytes]()
+    before, doubtful = [GENESIS], list[str]()
     for number, text in enumerate(lines, start=1):
         rest = text[_HEAD_BYTES:]
-        links = [_link(chain, rest) for chain in before[:_MOST_LINKS]]
-        head = _HEAD.match(text)
-        if head is not None and head[1] in links:
-            before, doubtful = [head[1]], []
-            yield _Line(number, rest, head[1], True)
+        links = [link(chain, rest) for chain in before[:_MOST_LINKS]]
+        head = HEAD.match(text)
+        stated = head[1].decode() if head else ""
+        if stated in links:
+            before, doubtful = [stated], []
+            yield _Line(number, rest, stated, True)
             continue
-        own = [*links[:1], *_STATED.findall(text)[-2:], *_DIGEST.findall(text[:_HEAD_BYTES])]
+        named = [*_STATED.findall(text)[-2:], *_DIGEST.findall(text[:_HEAD_BYTES])]
+        own = [*links[:1], *(digest.decode() for digest in named)]
         before, doubtful = [*own, *doubtful], own
-        yield _Line(number, rest, head[1] if head else b"", False)
-
-
-def _link(chain: bytes, rest: bytes) -> bytes:
-    return hashlib.sha256(chain + rest).hexdigest().encode()
+        yield _Line(number, rest, stated, False)
 
 
 _KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in typing.get_args(records.Record)}
@@ -259,18 +255,18 @@ class _Journal:
         """Look at the whole file."""
         lines = data.split(b"\n")
         tail = lines.pop()
-        before = _GENESIS
+        before = GENESIS
         for line in _chained(lines):
             self.lines, before = line.number, line.digest
             if not line.intact:
                 self._damaged(line.number, "its checksum does not match: it was changed, or a line before it is gone")
                 self._broken = True
             self._take(line)
-        self.last = before.decode() if lines else ""
+        self.last = before if lines else ""
         if tail:
-            head = _HEAD.match(tail)
+            head = HEAD.match(tail)
             number, whole = len(lines) + 1, tail[_HEAD_BYTES:-1]
-            if head is not None and head[1] == _link(before, whole):
+            if head is not None and head[1].decode() == link(before, whole):
                 self._damaged(number, "a whole record, of which the end of the line was changed")
             else:
                 self._note(number, f"{len(tail)} bytes of a record that a kill cut short; the next run drops it")
@@ -304,7 +300,7 @@ class _Journal:
         for text in found:
             self._damaged(line.number, text)
         for member in _DOCUMENTS[type(record)]:
-            for text in self._values.check(getattr(record, member), line.number, files=type(record) is not _FAILURE):
+            for text in self._values.check(getattr(record, member), line.number):
                 self._damaged(line.number, f"its {member} cannot be read: {text}")
 
     def _header(self, number: int, record: Any) -> Iterator[str]:
@@ -402,9 +398,6 @@ class _Journal:
             yield text
 
 
-_FAILURE = records.Failure
-
-
 def _of_format(found: Any) -> str:
     return f"the run has format {found}, and this hybridq reads format {FORMAT}: use the version that wrote it"
 
@@ -476,16 +469,13 @@ class _Values:
         """Files, and their bytes."""
         return {"values": len(self._intact) + len(self._damaged), "bytes": self._bytes}
 
-    def check(self, document: Any, line: int, *, files: bool = True) -> Iterator[str]:
-        """What is wrong with a document beyond the bytes of its files, which `findings` tells of.
-
-        Without ``files`` those that it names were never kept.
-        """
+    def check(self, document: Any, line: int) -> Iterator[str]:
+        """What is wrong with a document beyond the bytes of its files, which `findings` tells of."""
         try:
             if isinstance(document, dict) and document.get("$") == "file":
                 yield from self._file(document.get("f"), line)
                 return
-            bare = _Bare(self, line, files)
+            bare = _Bare(self, line)
             stripped = bare.walk(document)
             yield from bare.wrong
             decode(Encoded(stripped))
@@ -551,9 +541,9 @@ _MEMBERS = ("tuple", "set", "frozenset", "dict", "dataclass", "OptimizeResult", 
 class _Bare:
     """A document without its files and classes: what is left is what reading it has to make sense of."""
 
-    def __init__(self, values: _Values, line: int, files: bool) -> None:
+    def __init__(self, values: _Values, line: int) -> None:
         self.wrong: list[str] = []
-        self._values, self._line, self._files = values, line, files
+        self._values, self._line = values, line
 
     def walk(self, document: Any) -> Any:
         """``document`` with lists for containers, members for classes, and nothing for files and names."""
@@ -563,10 +553,9 @@ class _Bare:
             return document
         tag = document.get("$")
         if tag in ("npy", "qpy"):
-            if self._files:
-                name = document["f"]
-                wrong = self._values.refer(name, self._line, (f".{tag}",)) or self._values.inside(name)
-                self.wrong += [] if wrong is None else [wrong]
+            name = document["f"]
+            wrong = self._values.refer(name, self._line, (f".{tag}",)) or self._values.inside(name)
+            self.wrong += [] if wrong is None else [wrong]
             return None
         if tag == "SparsePauliOp":  # its numbers may be in a file
             labels, width = document["labels"], document["n"]

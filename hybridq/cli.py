@@ -1,4 +1,4 @@
-"""The command line: ``hybridq run | plan | runs | show | verify | rerun | devices``."""
+"""The command line: ``hybridq run | plan | runs | show | verify | rerun | why | devices``."""
 
 from __future__ import annotations
 
@@ -30,12 +30,16 @@ from hybridq.errors import HybridqError, WorkflowError
 from hybridq.journal import load_value, read_records, run_directory, run_names
 from hybridq.resources import format_bytes
 from hybridq.values import decode
+from hybridq.why import why as origin
 
 _INTERRUPTED = 130  # as shells report a process that SIGINT ended
 
 store_option = click.option(
     "--store", default="runs", show_default=True, metavar="DIR", help="Directory that holds the runs."
 )
+
+
+unencrypted_option = click.option("--allow-unencrypted", is_flag=True, help="Use a cluster on other hosts without TLS.")
 
 
 @click.group()
@@ -61,7 +65,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--site", metavar="FILE", help="TOML file with the cluster and the devices to use."),
         click.option("--take-over", is_flag=True, help="Take the run from a driver on another host that is known to be "
                      "gone."),
-        click.option("--allow-unencrypted", is_flag=True, help="Use a cluster on other hosts without TLS."),
+        unencrypted_option,
         click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Leave the run "
                      "after so long."),
         click.option("--fork", metavar="NAME", help="Branch off the run NAME, which answers what has not "
@@ -326,6 +330,7 @@ def _verified_text(found: Verified) -> str:
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes of a cluster on this machine.")
 @click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler to use, such as tcp://host:8786.")
 @click.option("--site", metavar="FILE", help="TOML file with the cluster and the devices to use.")
+@unencrypted_option
 @click.option("--json", "as_json", is_flag=True, help="Put one JSON document on stdout.")
 def rerun(name: str, check: bool, store: str, script: str | None, as_json: bool, **where: Any) -> None:
     """Run the finished run NAME again from its record, and compare every output with what is recorded.
@@ -430,11 +435,9 @@ def explain(name: str, location: str, against: str | None, store: str, as_json: 
 
     With another run to compare with, which parts of that changed.
     """
-    from hybridq.why import why
-
     try:
         other = None if against is None else run_directory(Path(store), against)
-        found = why(run_directory(Path(store), name), location, other)
+        found = origin(run_directory(Path(store), name), location, other)
     except HybridqError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -460,11 +463,12 @@ def explain(name: str, location: str, against: str | None, store: str, as_json: 
 @click.option("--site", "site_file", metavar="FILE", help="TOML file with the cluster and the devices.")
 @click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786.")
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes of a cluster on this machine.")
+@unencrypted_option
 @click.option("--measure", is_flag=True, help="Measure this machine (about 20 s), so that predictions fit it.")
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def devices(site_file: str | None, cluster: str | None, workers: int | None, measure: bool, store: str, as_json: bool
-            ) -> None:  # fmt: skip
+def devices(site_file: str | None, cluster: str | None, workers: int | None, allow_unencrypted: bool, measure: bool,
+            store: str, as_json: bool) -> None:  # fmt: skip
     """List what circuits and steps can run on, and what each device is doing."""
     from hybridq import calibration
     from hybridq.dispatch import driver_device, driver_engine, places_of
@@ -472,7 +476,7 @@ def devices(site_file: str | None, cluster: str | None, workers: int | None, mea
     from hybridq.sites import Site
 
     try:
-        site = Site.of(site_file, cluster=cluster, workers=workers)
+        site = Site.of(site_file, cluster=cluster, workers=workers, allow_unencrypted=allow_unencrypted or None)
         if measure:
             written = calibration.write(Path(store), calibrate(driver_engine().evaluate))
             click.echo(f"measured; kept in {written}", err=True)

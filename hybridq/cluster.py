@@ -118,14 +118,14 @@ def run_batch(batch: Batch, timeout: float | None, expected: int) -> tuple[bytes
         engines.give(engine)
 
 
-def run_loop(batch: Batch, token: str, timeout: float | None) -> tuple[bytes, str, str]:
+def run_loop(batch: Batch, token: str, timeout: float | None, expected: int) -> tuple[bytes, str, str]:
     """On a worker: run a packed slice of a loop; what it came to, packed, and the worker's name and address."""
     worker = get_worker()
     plugin = worker.plugins[EnginePlugin.name]
     assert isinstance(plugin, EnginePlugin)
     engine = plugin.engines.take(token)
     try:
-        return engine.run(batch, timeout, frames.ADVANCE), str(worker.name), worker.address
+        return engine.run(batch, timeout, frames.ADVANCE, expected=expected), str(worker.name), worker.address
     finally:
         plugin.engines.give(engine, token)
 

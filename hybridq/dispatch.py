@@ -328,7 +328,7 @@ class Dispatcher:
             ask.future.set_exception(error if ask.unchanged is None or ask.unchanged() else Changed())
             return
         if near:
-            _resolve(ask.future, lambda: ask.finish(self._evaluate_here(ask)))
+            _resolve(ask.future, lambda: ask.finish(self._evaluate_here(ask, required.bytes)))
         elif ask.unchanged is not None and not ask.unchanged():
             ask.future.set_exception(Changed())
         else:
@@ -407,7 +407,7 @@ class Dispatcher:
             if alone and not self._hosted(ask.loop.program) and required.bytes <= _driver_bytes():
                 with self._lock:
                     self._homes.pop(ask.loop.token, None)
-                _resolve(ask.future, lambda: self._advance_here(ask))
+                _resolve(ask.future, lambda: self._advance_here(ask, required.bytes))
             else:
                 self._enqueue(ask, replace(required, seconds=_SLICE), ask.loop.program.template.digest)
         except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
@@ -475,12 +475,13 @@ class Dispatcher:
         driver_engine().kill()
         for beside in self._beside.values():
             beside.kill()
-        self._leave(reason, 3.0)
+        self._leave(reason, starts=3.0, ends=1.5)
 
-    def _leave(self, reason: BaseException, patience: float = 15.0) -> None:
-        """Answer all that waits with ``reason``, and end the cluster; one that starts is waited for so many seconds.
+    def _leave(self, reason: BaseException, starts: float = 15.0, ends: float = 5.0) -> None:
+        """Answer all that waits with ``reason``, and end the cluster.
 
-        What is left of it then ends with this process: its workers are daemons.
+        One that starts is waited for ``starts`` seconds; what is left of it then ends with this process: its workers
+        are daemons. One that runs is killed if it has not ended after ``ends`` seconds.
         """
         self._leaving.set()
         with self._lock:
@@ -490,9 +491,9 @@ class Dispatcher:
         for ask in asks:
             _resolve(ask.future, functools.partial(_raise, reason))
         if starting:
-            self._ready.wait(patience if self._site.cluster is None else 3.0)
+            self._ready.wait(starts if self._site.cluster is None else 3.0)
         if self._cluster is not None:
-            self._cluster.close()
+            self._cluster.close(ends)
             self._cluster = None
         for beside in self._beside.values():
             beside.close()
@@ -510,16 +511,16 @@ class Dispatcher:
 
     # -- at hand ---------------------------------------------------------------------------------------------------
 
-    def _evaluate_here(self, ask: ProgramAsk) -> Evaluated:
+    def _evaluate_here(self, ask: ProgramAsk, expected: int) -> Evaluated:
         while True:
             self._refuse_if_closed()
             started = time.time()
             outcome: Outcome | HybridqError
             try:
                 if ask.unchanged:
-                    outcome = self._checked(ask)
+                    outcome = self._checked(ask, expected)
                 else:
-                    (outcome,) = driver_engine().evaluate([ask.program], ask.timeout)
+                    (outcome,) = driver_engine().evaluate([ask.program], ask.timeout, expected=expected)
             except EngineFailed as error:
                 outcome = error
             if isinstance(outcome, Outcome):
@@ -529,13 +530,13 @@ class Dispatcher:
             if not _worth_another_try(outcome, ask.tries):
                 raise outcome
 
-    def _checked(self, ask: ProgramAsk) -> Outcome | HybridqError:
+    def _checked(self, ask: ProgramAsk, expected: int) -> Outcome | HybridqError:
         """Evaluate a program of which it is still to be seen, meanwhile, whether it is what was asked for."""
         check, ask.unchanged = ask.unchanged, None
         assert check is not None
         found: list[bool] = []
         try:
-            outcome = driver_engine().evaluate([ask.program], ask.timeout, lambda: found.append(check()))[0]
+            outcome = driver_engine().evaluate([ask.program], ask.timeout, lambda: found.append(check()), expected)[0]
         except HybridqError:
             if not check():
                 raise Changed from None
@@ -544,11 +545,13 @@ class Dispatcher:
             raise Changed
         return outcome
 
-    def _advance_here(self, ask: LoopAsk) -> Advanced:
+    def _advance_here(self, ask: LoopAsk, expected: int) -> Advanced:
         while True:
             self._refuse_if_closed()
             try:
-                found = driver_engine().advance(ask.loop, len(ask.points), ask.points, ask.seconds, ask.timeout)
+                found = driver_engine().advance(
+                    ask.loop, len(ask.points), ask.points, ask.seconds, ask.timeout, expected
+                )
                 return Advanced(found, "driver", None)
             except EngineFailed as error:
                 ask.tries += 1
@@ -897,7 +900,8 @@ class Dispatcher:
             outcomes: list[Any]
             try:
                 if isinstance(ask, LoopAsk):
-                    outcomes = [engine.advance(ask.loop, len(ask.points), ask.points, ask.seconds, ask.timeout)]
+                    points, seconds = ask.points, ask.seconds
+                    outcomes = [engine.advance(ask.loop, len(points), points, seconds, ask.timeout, batch.bytes)]
                 else:
                     limit = _together([a.timeout for a in asks])
                     outcomes = list(engine.evaluate([a.program for a in asks], limit, expected=batch.bytes))
@@ -972,9 +976,8 @@ class Dispatcher:
             self._homes[ask.loop.token] = batch.device
         with_points = ask.with_points or ask.address != batch.device
         packed = pack_loop(ask.loop, len(ask.points), ask.points if with_points else None, ask.seconds)
-        cluster.submit(
-            run_loop, (packed, ask.loop.token, ask.timeout), key=key, needs=needs, done=done, on=batch.device
-        )
+        arguments = (packed, ask.loop.token, ask.timeout, batch.bytes)
+        cluster.submit(run_loop, arguments, key=key, needs=needs, done=done, on=batch.device)
 
     def _answer_program(self, ask: ProgramAsk, outcome: Outcome | BaseException, started: float, where: str) -> None:
         if isinstance(outcome, Outcome):

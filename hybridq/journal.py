@@ -38,6 +38,8 @@ from hybridq.faults import faultpoint
 from hybridq.values import MAX_VALUE_BYTES, Encoded, Written, digest_bytes, to_json
 
 __all__ = [
+    "GENESIS",
+    "HEAD",
     "Circuit",
     "Code",
     "End",
@@ -53,6 +55,7 @@ __all__ = [
     "RunHeader",
     "Step",
     "Survived",
+    "link",
     "load_value",
     "pack_array",
     "read_records",
@@ -65,8 +68,10 @@ FORMAT = 1
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FSYNC_WITHIN = 0.05
 _INLINE_BYTES = 4096
-_CHAIN = re.compile(rb'\{"chain":"([0-9a-f]{64})",')
-_GENESIS = "0" * 64
+HEAD = re.compile(rb'\{"chain":"([0-9a-f]{64})",')
+"""A line's beginning, with its digest."""
+GENESIS = "0" * 64
+"""What the first line is bound to."""
 
 Document: TypeAlias = Any
 """A JSON document: an encoded value, or ``{"$": "file", "f": name}`` for one kept in ``values/``."""
@@ -342,7 +347,7 @@ class _Scan:
 
     records: list[tuple[int, Record]] = field(default_factory=list)
     """Line number, from 1, and record."""
-    chain: str = _GENESIS
+    chain: str = GENESIS
     intact: int = 0
     """Bytes up to the end of the last whole line."""
     torn: int = 0
@@ -365,10 +370,10 @@ def _scan(directory: Path) -> _Scan:
         raise JournalError(f"there is no run in {directory}; `hybridq runs --store DIR` lists the runs.") from None
     lines = data.split(b"\n")
     torn = lines.pop()
-    chain, records = _GENESIS, []
+    chain, records = GENESIS, []
     for number, line in enumerate(lines, start=1):
-        head = _CHAIN.match(line)
-        if head is None or (found := _link(chain, line[head.end() :])) != head[1].decode():
+        head = HEAD.match(line)
+        if head is None or (found := link(chain, line[head.end() :])) != head[1].decode():
             raise Corrupt(
                 f"{path}, line {number}: its checksum does not match; the line or the one before it was changed. "
                 "Nothing was run or written. Restore the file from a copy, or start a run under another name."
@@ -379,8 +384,8 @@ def _scan(directory: Path) -> _Scan:
         except (ValueError, RecursionError) as error:
             raise Corrupt(f"{path}, line {number}: it is not a record ({error}).") from error
         records.append((number, _parse(fields, path, number)))
-    head = _CHAIN.match(torn)
-    if head is not None and _link(chain, torn[head.end() : -1]) == head[1].decode():
+    head = HEAD.match(torn)
+    if head is not None and link(chain, torn[head.end() : -1]) == head[1].decode():
         raise Corrupt(  # a write that was cut short leaves less than a line, never a line with another end
             f"{path}, line {len(lines) + 1}: its end was changed. Nothing was run or written. Restore the file from a "
             "copy, or start a run under another name."
@@ -390,7 +395,8 @@ def _scan(directory: Path) -> _Scan:
     return _Scan(records, chain, len(data) - len(torn), len(torn))
 
 
-def _link(chain: str, rest: bytes) -> str:
+def link(chain: str, rest: bytes) -> str:
+    """The digest of a line: of that of the line before, and all bytes behind its own."""
     return hashlib.sha256(chain.encode() + rest).hexdigest()
 
 
@@ -530,7 +536,7 @@ class Journal:
             self._check()
             chain, lines = self._tail.chain, []
             for text in texts:
-                chain = _link(chain, text)
+                chain = link(chain, text)
                 lines.append(b'{"chain":"' + chain.encode() + b'",' + text + b"\n")
             whole = b"".join(lines)
             self._write(whole)

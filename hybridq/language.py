@@ -483,7 +483,6 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
     from scipy import optimize
 
     _check_timeout(timeout)
-
     if not callable(fun):
         raise WorkflowError(f"fun is {fun!r}; give a quantum function or any function of (x, *args).")
     if jac is True:
@@ -967,8 +966,8 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
         opened.go_on(root)
         if asked.plan and unknown_in(value) is not None:
             raise Unplanned(needed(value), "hq.run")
-        opened.end("finished", value)
         signals.in_time()
+        opened.end("finished", value)
     except Unplanned as stop:
         assert isinstance(opened, PlannedRun)
         opened.plan.gap(title, stop.at, f"what follows {stop.what} depends on the value of")

@@ -14,7 +14,7 @@ from hybridq.errors import WorkflowError
 from hybridq.journal import Document, Journal, load_value, read_records
 from hybridq.values import decode, digest_bytes
 
-__all__ = ["Earlier", "LoopRecord", "Recorded", "differs", "index", "origin_of"]
+__all__ = ["Earlier", "LoopRecord", "Recorded", "circuit_key", "differs", "index", "origin_of"]
 
 Answer: TypeAlias = records.Step | records.Evaluation | records.Event
 _A = TypeVar("_A", records.Step, records.Evaluation, records.Event)
@@ -43,7 +43,7 @@ class Recorded:
     survived: set[str] = field(default_factory=set)
     attempts: Counter[str] = field(default_factory=Counter)
     known: set[str] = field(default_factory=set)
-    """Digests of code and programs whose text is recorded."""
+    """Digests of code whose text is recorded, and `circuit_key` of programs."""
     circuits: dict[str, list[records.Circuit]] = field(default_factory=dict)
     """Of each program, one for each numeric plan."""
     environments: list[records.Opened] = field(default_factory=list)
@@ -64,7 +64,7 @@ def index(entries: Sequence[tuple[int, records.Record]]) -> Recorded:
             case records.Code():
                 found.known.add(record.code)
             case records.Circuit():
-                found.known.add(f"{record.program}/{json.dumps(record.plan)}")
+                found.known.add(circuit_key(record.program, record.plan))
                 found.circuits.setdefault(record.program, []).append(record)
             case records.Step() | records.Evaluation() | records.Event():
                 found.answers.setdefault(record.at, record)
@@ -86,6 +86,11 @@ def index(entries: Sequence[tuple[int, records.Record]]) -> Recorded:
             case records.End():
                 pass
     return found
+
+
+def circuit_key(program: str, plan: Document) -> str:
+    """What a circuit is recorded once for: a program's digest, and its numeric plan."""
+    return f"{program}/{json.dumps(plan)}"
 
 
 def _above(at: str) -> Iterator[str]:
@@ -126,19 +131,20 @@ class Earlier:
 
     def __init__(self, header: records.RunHeader, opened: records.Opened, fork: Path | None, reuse: Sequence[Path]
                  ) -> None:  # fmt: skip
-        self._fork = None if fork is None else _Run(fork, index(read_records(fork)))
-        if self._fork is not None:
+        self._fork: _Run | None = None
+        if fork is not None:
+            self._fork = _Run(fork, index(read_records(fork)))
             found = self._fork.recorded.header
             for what in ("workflow", "seed"):
                 if getattr(found, what, None) != getattr(header, what):
                     raise WorkflowError(
-                        f"the run {fork.name if fork else ''} cannot be forked: its {what} is "
+                        f"the run {fork.name} cannot be forked: its {what} is "
                         f"{getattr(found, what, 'not recorded')}, that of this run {getattr(header, what)}. They must "
                         "be equal, since locations and random numbers follow from them."
                     )
         self.left_out: list[str] = []
         """Names of runs that were to be reused and were made in another environment."""
-        self._evaluations: dict[tuple[str, bool, str], tuple[_Run, records.Evaluation]] = {}
+        self._evaluations: dict[tuple[str, str], list[tuple[_Run, records.Evaluation]]] = {}
         self._loops: dict[tuple[str, str, str, str], tuple[_Run, LoopRecord]] = {}
         for directory in reuse:
             run = _Run(directory, index(read_records(directory)))
@@ -150,8 +156,7 @@ class Earlier:
     def _add(self, run: _Run) -> None:
         for answer in run.recorded.answers.values():
             if isinstance(answer, records.Evaluation) and answer.shots is None:  # samples are seeded by their place
-                key = (answer.program, _is_gradient(run, answer), _key(answer.theta))
-                self._evaluations.setdefault(key, (run, answer))
+                self._evaluations.setdefault((answer.program, _key(answer.theta)), []).append((run, answer))
         for entry in run.recorded.loops.values():
             exact = all(row.where and row.shots is None and row.stderr == 0.0 for row in entry.rows)
             if entry.end is not None and entry.rows and exact and entry.header.gradient != "spsa":
@@ -184,13 +189,14 @@ class Earlier:
             known()
             return self._copied(found, journal, ("theta", "output"))
         gradient = str(plan.get("v", {}).get("gradient", "none"))
-        run, exact = self._evaluations.get((program, gradient != "none", _key(theta)), (None, None))
-        if run is None or exact is None or shots is not None or gradient == "spsa":
+        if shots is not None or gradient == "spsa":
             return None
-        if not any(circuit.plan == plan for circuit in run.recorded.circuits.get(program, ())):
-            return None
-        known()
-        return _copy(run, replace(exact, at=at), journal, ("theta", "output"))
+        for run, exact in self._evaluations.get((program, _key(theta)), ()):
+            planned = any(circuit.plan == plan for circuit in run.recorded.circuits.get(program, ()))
+            if planned and _is_gradient(run, exact) == (gradient != "none"):
+                known()
+                return _copy(run, replace(exact, at=at), journal, ("theta", "output"))
+        return None
 
     def loop(self, header: records.Loop, known: set[str], journal: Journal) -> LoopRecord | None:
         """The header, rows and end of an equal loop of a quantum function, copied.
@@ -208,7 +214,7 @@ class Earlier:
             return None
         for program in dict.fromkeys(row.program for row in entry.rows if row.program):
             for circuit in run.recorded.circuits.get(program, ()):
-                if (name := f"{program}/{json.dumps(circuit.plan)}") not in known:
+                if (name := circuit_key(program, circuit.plan)) not in known:
                     known.add(name)
                     _copy(run, circuit, journal, ("circuit", "observables", "backend"))
         line = journal.append(header)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import json
 import math
 import operator
 import os
@@ -62,7 +61,7 @@ from hybridq.planning import (
 )
 from hybridq.program import Estimate, NumericPlan, Outcome, Program, Request, derivatives, program, result
 from hybridq.progress import Progress
-from hybridq.recorded import Earlier, LoopRecord, differs, index
+from hybridq.recorded import Earlier, LoopRecord, circuit_key, differs, index
 from hybridq.resources import ROUND_TRIP, Need
 from hybridq.scope import Describing, Scope, current
 from hybridq.sites import Site
@@ -706,7 +705,7 @@ class Run:
         if (template.digest, asked.plan) in self._circuits:
             return
         plan = encode(asked.plan).document
-        key = f"{template.digest}/{json.dumps(plan)}"
+        key = circuit_key(template.digest, plan)
         with self._texts:
             if key not in self._recorded.known:
                 circuit = self._journal.store(encode(template.circuit))
@@ -893,7 +892,8 @@ class PlannedRun(Run):
         trial, at = _in_trial(), str(location)
         if trial is None and known:
             self._expect(self._recorded.answers.get(at), records.Evaluation, location)
-            self._take(location, asked, encode(asked.theta.reshape(*asked.batch_shape, -1)))
+            if self._earlier is not None:
+                self._take(location, asked, encode(asked.theta.reshape(*asked.batch_shape, -1)))
             if at in self._recorded.answers or self._repeated(location) is not None:
                 return self._asked(location, name, asked, gradient)[0]
         try:

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 from campaign import Case, Forks, Row
-from processes import Marked, wait_until
+from processes import SOON, Marked, wait_until
 
 from hybridq import journal as records
 from hybridq.journal import read_records
@@ -81,7 +81,7 @@ def _judge(case: Case, run: Marked, log: Path, store: Path, begun: float, expect
     case.check(not steps or max(steps.values()) == 1, "a step was recorded twice")
     case.repeated = sum((Counter(_started(log)) - Counter(set(_started(log)))).values())
     case.check(case.repeated <= IN_FLIGHT, f"{case.repeated} steps ran again")
-    case.check(wait_until(lambda: not run.alive(), 10), f"left behind: {run.alive()}")
+    case.check(wait_until(lambda: not run.alive(), SOON), f"left behind: {run.alive()}")
     case.seconds.append(time.monotonic() - begun)
 
 

@@ -58,6 +58,10 @@ class Marked:
         return self.process.communicate(timeout=timeout)
 
 
+SOON = 60.0
+"""Seconds within which what takes a few is done on a machine that is busy with other tests."""
+
+
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether ``condition()`` came true within ``seconds``."""
     end = time.monotonic() + seconds

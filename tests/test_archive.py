@@ -68,7 +68,7 @@ def test_a_run_of_a_later_format_is_refused_untouched(tmp_path: Path) -> None:
     del fields["chain"]
     fields["format"] += 1
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()[1:]
-    changed = b'{"chain":"' + records._link(records._GENESIS, text).encode() + b'",' + text + b"\n" + rest
+    changed = b'{"chain":"' + records.link(records.GENESIS, text).encode() + b'",' + text + b"\n" + rest
     path.write_bytes(changed)
     done = play(store)
     assert done.returncode == 1

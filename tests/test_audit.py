@@ -411,11 +411,10 @@ def test_lines_that_do_not_fit_are_found(lines: list[Any], line: int, words: str
 
 
 def test_lines_that_fit(tmp_path: Path) -> None:
-    """What the table above changes; older journals lack a member, failures come more than once, arguments were lost."""
+    """What the table above changes; older journals lack a member, failures come more than once."""
     row = {k: v for k, v in ROW.items() if k != "program"}
-    lost = {**FAILED, "arguments": [{"$": "npy", "f": f"{NAME}.npy"}]}
     old = {k: v for k, v in PROGRAM.items() if k != "need"}
-    lines = [HEADER, CODE, old, LOOP, row, {**row, "i": 1, "g": PACKED}, END, STEP, FAILED, lost, SURVIVED, EVENT]
+    lines = [HEADER, CODE, old, LOOP, row, {**row, "i": 1, "g": PACKED}, END, STEP, FAILED, FAILED, SURVIVED, EVENT]
     (tmp_path / "journal.jsonl").write_bytes(chained(lines))
     assert damage(verify(tmp_path)) == []
     assert wrong(tmp_path) == []

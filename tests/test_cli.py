@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
-from processes import wait_until
+from processes import SOON, wait_until
 
 HYBRIDQ = Path(sys.executable).with_name("hybridq")
 SCRIPT = """
@@ -228,7 +228,7 @@ def test_devices_of_a_cluster_say_what_they_do(tmp_path: Path) -> None:
     ):
         keys = [("classical-nap", f"lab@1234/study/nap[{i}]", 0) for i in range(5)]
         naps = [client.submit(time.sleep, 60, key=key, pure=False) for key in keys]
-        assert wait_until(lambda: sum(map(len, client.processing().values())) >= 2, 10)
+        assert wait_until(lambda: sum(map(len, client.processing().values())) >= 2, SOON)
         found = document(hybridq(tmp_path, "devices", "--cluster", cluster.scheduler_address, "--json"))
         client.cancel(naps)
     workers = [d for d in found["devices"] if d["name"].startswith("tcp://")]

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from distributed import CancelledError, Client, LocalCluster
 from distributed.comm import CommClosedError
-from processes import Marked, wait_until
+from processes import SOON, Marked, wait_until
 from runs import recorded
 
 import hybridq as hq
@@ -97,7 +97,7 @@ def scheduler_and_workers(
             process.process.terminate()
         for process in processes:
             process.finish(30)
-        assert wait_until(lambda: not any(p.alive() for p in processes), 10)
+        assert wait_until(lambda: not any(p.alive() for p in processes), SOON)
 
 
 def test_a_cluster_started_elsewhere(store: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_scheduler_that_is_lost_is_waited_for_and_what_was_unfinished_is_asked
     try:
         assert wait_until(lambda: len(executed(tmp_path)) >= 5, 90)
         fault(processes, cluster)
-        assert wait_until(lambda: "asked again" in capfd.readouterr().err, 10), "not noticed"
+        assert wait_until(lambda: "asked again" in capfd.readouterr().err, SOON), "not noticed"
     finally:
         first.__exit__(None, None, None)
     with scheduler_and_workers({}, {}, port=port):
@@ -448,7 +448,7 @@ def test_long_circuits_do_not_silence_heartbeats(client: Client, store: Path) ->
     assert {r.where for r in evaluations} == {str(w["name"]) for w in client.scheduler_info()["workers"].values()}
     shortest = min(r.seconds for r in evaluations)
     assert shortest >= 3.0, "the circuits are too short to silence anything"
-    assert max(silences) < 2.5, f"a worker was silent for {max(silences):.1f} s under circuits of {shortest:.1f} s"
+    assert max(silences) < shortest, f"a worker was silent for {max(silences):.1f} s under circuits of {shortest:.1f} s"
 
 
 def test_tasks_have_readable_names(client: Client, store: Path) -> None:
@@ -474,7 +474,7 @@ def test_nothing_is_left_of_an_own_cluster(store: Path) -> None:
         kept = ("resource_tracker", "hybridq.engines")
         return {p.pid for p in children if p.pid not in before and not any(k in " ".join(p.cmdline()) for k in kept)}
 
-    assert wait_until(lambda: not left(), 5)
+    assert wait_until(lambda: not left(), SOON)
 
 
 @pytest.mark.parametrize(

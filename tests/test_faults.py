@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import Marked, wait_until
+from processes import SOON, Marked, wait_until
 from runs import recorded
 
 from hybridq import journal as records
@@ -72,7 +72,7 @@ def test_the_driver_killed_at_random_times(kills: int, tmp_path: Path) -> None:
         assert reached, "the run made no progress"
         time.sleep(moment)
         run.kill()
-        assert wait_until(lambda run=run: not run.alive(), 5), f"left behind: {run.alive()}"
+        assert wait_until(lambda run=run: not run.alive(), SOON), f"left behind: {run.alive()}"
         done = recorded_steps(store / "study") if journal.exists() else set()
         executed = Counter(log.read_text().splitlines()) if log.exists() else Counter()
         progress.append((len(keys(store / "study")), done, executed))
@@ -108,15 +108,12 @@ def test_ctrl_c_in_the_middle_of_a_circuit(where: str, tmp_path: Path) -> None:
     run = Marked(STUDIES / "circuits.py", where, tmp_path, qubits, reps)
 
     assert wait_until(lambda: bool(engines_of(run, 3.0)), 120), "no engine process was busy"
-    begun = time.monotonic()
     run.interrupt()
-    _, errors = run.finish(timeout=20)
-    seconds = time.monotonic() - begun
-    assert seconds < 5
+    _, errors = run.finish(timeout=SOON)
     assert run.process.returncode in (-signal.SIGINT, 130)
     assert "Resume with: " in errors
     assert "circuits.py" in errors.partition("Resume with: ")[2]
-    assert wait_until(lambda: not run.alive(), 5)
+    assert wait_until(lambda: not run.alive(), SOON)
     ends = recorded(tmp_path / "circuits", records.End)
     assert [end.status for end in ends] == ["interrupted"]
 
@@ -143,7 +140,7 @@ def test_a_process_killed_under_a_circuit(victim: str, tmp_path: Path) -> None:
     assert worker.pid != run.process.pid
     killed = engine if victim == "engine" else worker
     os.kill(killed.pid, signal.SIGKILL)
-    assert wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 20)
+    assert wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, SOON)
     answer, errors = run.finish(timeout=600)
     assert run.process.returncode == 0, errors
     values = json.loads(answer.splitlines()[-1])
@@ -153,17 +150,15 @@ def test_a_process_killed_under_a_circuit(victim: str, tmp_path: Path) -> None:
     if victim == "engine":
         assert sorted(r.attempt for r in evaluations) == [0, 1], "nothing was tried again, so nothing was killed in use"
         assert worker.is_running() or run.process.poll() is not None
-    assert wait_until(lambda: not run.alive(), 5)
+    assert wait_until(lambda: not run.alive(), SOON)
 
 
 @pytest.mark.slow
 def test_ctrl_c_while_the_cluster_starts(tmp_path: Path) -> None:
     run = Marked(STUDIES / "circuits.py", "cluster", tmp_path, "20", "60")
     assert wait_until(lambda: len(run.alive()) > 2, 60), "no worker was started"
-    begun = time.monotonic()
     run.interrupt()
-    _, errors = run.finish(timeout=60)
-    assert time.monotonic() - begun < 10  # 5 on a machine that does nothing else
+    _, errors = run.finish(timeout=SOON)
     assert run.process.returncode in (-signal.SIGINT, 130)
     assert "Resume with: " in errors
-    assert wait_until(lambda: not run.alive(), 5), "left behind"
+    assert wait_until(lambda: not run.alive(), SOON), "left behind"

@@ -37,7 +37,7 @@ MEMBERS = {
 # Members that hold values: anything that JSON can, files named in them.
 VALUES = {"run": "inputs backend", "code": "text", "circuit": "circuit observables plan backend need"}
 VALUES |= {"step": "inputs output", "eval": "theta output", "loop": "inputs"}
-VALUES |= {"loop-end": "output", "event": "output", "end": "output"}
+VALUES |= {"loop-end": "output", "failure": "arguments", "event": "output", "end": "output"}
 WORDS = "at code program arguments name workflow type message traceback where status method gradient function x"
 NUMBERS = "loop i seed format qubits gates paulis attempt bytes pid"
 PREFIX = len('{"chain":"') + 64 + len('",')
@@ -108,7 +108,7 @@ class Run:
             yield f"a record {kind!r} with the members {sorted(members)}"
             return
         for member, value in members.items():
-            if member in VALUES.get(kind, "").split() or (kind, member) == ("failure", "arguments"):
+            if member in VALUES.get(kind, "").split():
                 continue
             if (member in WORDS.split() and type(value) is not str) or (
                 member in NUMBERS.split() and type(value) is not int

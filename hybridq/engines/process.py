@@ -126,17 +126,17 @@ class EngineProcess:
                 outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def advance(
-        self, loop: Loop, known: int, points: Sequence[Point], seconds: float, timeout: float | None = None
-    ) -> Advance:
+    def advance(self, loop: Loop, known: int, points: Sequence[Point], seconds: float, timeout: float | None = None,
+                expected: int | None = None) -> Advance:  # fmt: skip
         """Go on with ``loop`` after its first ``known`` points, which are ``points``, for about ``seconds``.
 
         Raises what `run` raises, and the error of an evaluation that could not be had.
         """
-        found = wire.unpack_advance(self.run(wire.pack_loop(loop, known, None, seconds), timeout, frames.ADVANCE))
+        packed = wire.pack_loop(loop, known, None, seconds)
+        found = wire.unpack_advance(self.run(packed, timeout, frames.ADVANCE, expected=expected))
         if isinstance(found, Advance) and found.state == "lost":
             again = wire.pack_loop(loop, known, points, seconds)
-            found = wire.unpack_advance(self.run(again, timeout, frames.ADVANCE))
+            found = wire.unpack_advance(self.run(again, timeout, frames.ADVANCE, expected=expected))
         if not isinstance(found, Advance):
             raise found
         return found
