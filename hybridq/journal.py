@@ -481,6 +481,8 @@ class Journal:
         self.failure: JournalError | None = None
         """The first thing that could not be written, made durable or read back: no run is complete after it."""
         self._tail = _Tail(self._scan.chain, self._scan.intact, len(self.records))
+        self._writing = False
+        """Whether there may be bytes behind the tail: an interrupt may come between a write and the note of it."""
         self._lock = threading.Lock()
         self._broken: str | None = None
         self._stored: set[str] = set()
@@ -542,6 +544,7 @@ class Journal:
             self._write(whole)
             number = self._tail.line + len(lines)
             self._tail = _Tail(chain, self._tail.size + len(whole), number)
+            self._writing = False
         if not self._dirty.is_set():  # else a sync is to come that begins after this
             self._dirty.set()
         return number
@@ -620,8 +623,9 @@ class Journal:
     def _write(self, line: bytes) -> None:
         size, written = self._tail.size, 0
         try:
-            if os.fstat(self._fd).st_size != size:  # an interrupt came between a write and the note of it
+            if self._writing:
                 os.ftruncate(self._fd, size)
+            self._writing = True
             faultpoint("append.before")
             while written < len(line):
                 written += os.write(self._fd, line[written:])

@@ -92,15 +92,18 @@ class EngineProcess:
         next call starts another. So it is, with `TooLarge`, where the process grows far beyond the ``expected`` bytes.
         """
         with self._lock:
-            child = self._running()
-            try:
-                return child.evaluate(batch, timeout, kind, meanwhile, expected)
-            except BaseException:
-                # the pipe may hold half a message, and the circuit may go on: only a new process is clean
-                self._child = None
-                child.kill()
-                child.close()
-                raise
+            while True:
+                child = self._running()
+                fresh = not child.ready
+                try:
+                    return child.evaluate(batch, timeout, kind, meanwhile, expected)
+                except BaseException as error:
+                    # the pipe may hold half a message, and the circuit may go on: only a new process is clean
+                    self._child = None
+                    child.kill()
+                    child.close()
+                    if fresh or not isinstance(error, _Ended):
+                        raise
 
     def evaluate(self, programs: Sequence[Program], timeout: float | None = None,
                  meanwhile: Callable[[], None] | None = None, expected: int | None = None
@@ -166,12 +169,16 @@ class EngineProcess:
         child = self._child
         if child is not None and child.owner != os.getpid():
             child = None  # we are a fork; the process and its pipes are our parent's
-        elif child is not None and not child.alive:
+        elif child is not None and not child.ready and not child.alive:
             child.close()
             child = None
         if child is None:
             child = self._child = _Child(self.max_bytes, self.name, self._eager)
         return child
+
+
+class _Ended(EngineFailed):
+    """The process had ended before it was asked anything."""
 
 
 class _Child:
@@ -183,7 +190,7 @@ class _Child:
         self._spin = frames.Spin(spin)
         self.versions: Mapping[str, str] = {}
         self._name = name
-        self._ready = False
+        self.ready = False
         self._idle = 0
         """Bytes that it has resident when it is ready."""
         self._limit: int | None = None
@@ -224,7 +231,7 @@ class _Child:
 
     def evaluate(self, batch: Batch, timeout: float | None, kind: bytes, meanwhile: Callable[[], None] | None,
                  expected: int | None) -> bytes:  # fmt: skip
-        if not self._ready:
+        if not self.ready:
             self._await_ready()
         self._limit = None if expected is None or not self._idle else self._idle + 2 * expected + _SPARE_BYTES
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -252,7 +259,7 @@ class _Child:
             raise EngineFailed(f"engine process {self._name!r} could not start: {message.decode(errors='replace')}")
         self.versions = json.loads(message)
         self._idle = _resident(self.popen.pid)
-        self._ready = True
+        self.ready = True
 
     def _send(self, kind: bytes, message: bytes, deadline: float | None, timeout: float | None) -> None:
         view = memoryview(frames.HEAD.pack(kind, len(message)) + message)
@@ -263,11 +270,13 @@ class _Child:
                 except BlockingIOError:
                     self._wait(self._writable, deadline, timeout)
         except BrokenPipeError:
+            if len(view) == frames.HEAD.size + len(message):
+                raise _Ended(str(self._died())) from None
             raise self._died() from None
 
     def _receive(self, deadline: float | None, timeout: float | None) -> tuple[bytes, bytes]:
         """Kind and message of the next frame."""
-        if self._ready:
+        if self.ready:
             self._spin(self._readable)
         data = self._read(_READ_BYTES, deadline, timeout)
         while len(data) < frames.HEAD.size:
