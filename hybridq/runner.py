@@ -149,7 +149,7 @@ class Pending:
         self.taken = True
         try:
             return self._future.result()
-        except Exception:
+        except BaseException:  # a step's own SystemExit is a failure like any other
             scope.failures += [f for f in self._failures if f not in scope.failures]
             raise
 
@@ -277,9 +277,10 @@ class Run:
             value = self.call(scope, function, args, kwargs)
             self.go_on(scope)
             return value
-        except Exception as error:
+        except BaseException as error:
             parent.failures += scope.failures
-            _note(error, location)
+            if isinstance(error, Exception) or scope.failures:
+                _note(error, location)
             raise
         finally:
             current.reset(token)
@@ -742,7 +743,7 @@ class Run:
                 failures.append(str(location))
                 attempt = self._recorded.attempts[str(location)]
                 self._record_failure(location, capture(error), started, time.perf_counter() - clock, "", attempt)
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) or failures:
                 _note(error, location)
 
         return _Answer(note)

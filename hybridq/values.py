@@ -192,6 +192,8 @@ class _Writer:
     def __init__(self, attach: bool) -> None:
         self.attach = attach
         self.attachments: dict[str, bytes] = {}
+        self._bytes = 0
+        """Of what was copied so far."""
         self._open: set[int] = set()
 
     def walk(self, value: Any, path: str) -> Any:
@@ -226,6 +228,7 @@ class _Writer:
         if kind is complex:
             return {_TAG: "complex", "v": [self.walk(value.real, path), self.walk(value.imag, path)]}
         if kind in (bytes, bytearray):
+            self._count(len(value), path)
             return {_TAG: kind.__name__, "v": _base64(value)}
         if kind in (set, frozenset):
             members = [self.walk(v, f"{path}{{{v!r:.40}}}") for v in value]
@@ -254,6 +257,7 @@ class _Writer:
                 f"{path} is of dtype {array.dtype}; numbers of up to 64 bits a component, booleans and strings can be "
                 "recorded."
             )
+        self._count(array.nbytes, path)
         array = np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)
         head = {_TAG: "array", "d": dtype.str, "s": list(array.shape)}
         if array.nbytes <= _INLINE_ARRAY_BYTES:
@@ -263,6 +267,15 @@ class _Writer:
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, array, allow_pickle=False)
         return {_TAG: "npy", "f": self._attach(buffer.getvalue(), "npy")}
+
+    def _count(self, size: int, path: str) -> None:
+        """Refuse what is too large before it is copied."""
+        self._bytes += size
+        if self.attach and self._bytes > MAX_VALUE_BYTES:
+            raise Unhashable(
+                f"{path} takes {size:,} bytes, which makes {self._bytes:,} of the value; at most {MAX_VALUE_BYTES:,} "
+                "are recorded. Write it to a file of your own and return the file's name and checksum."
+            )
 
     def _attach(self, data: bytes, suffix: str) -> str:
         name = f"{digest_bytes(data)}.{suffix}"

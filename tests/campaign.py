@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -45,6 +46,8 @@ class Case:
     """What was not as it must be; empty if the run survived."""
     lost: int = 0
     """Records that the run had acknowledged and that were not there afterwards."""
+    faults: int = 1
+    """How many were injected; the run survives a case only if it survives them all."""
     repeated: int | None = None
     """Evaluations that were executed more often than they were recorded; None where they are not counted."""
     late: list[str] = field(default_factory=list)
@@ -143,6 +146,9 @@ class Forks:
             env=environment,
         )  # fmt: skip
         self._numbers = iter(range(10**9))
+        self.minutes = 1.0
+        """How long a case goes on that lasts as long as it is given."""
+        self._started = contextlib.ExitStack()
         clean = self.fresh()
         self.expected = self.run(clean, count=True)
         assert self.expected["status"] == 0, self.expected
@@ -209,8 +215,19 @@ class Forks:
         case.check(left == {"journal.jsonl", "values", "owner"}, f"left behind: {left}")
         case.check((store / "study/owner").stat().st_size == 0, "the lock names an owner who has left")
 
+    @functools.cached_property
+    def client(self) -> Any:
+        """Of a Dask cluster of two worker processes, for cases that leave one as it is; started when it is needed."""
+        from distributed import Client, LocalCluster
+
+        cluster = LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50
+        )
+        return self._started.enter_context(Client(self._started.enter_context(cluster)))
+
     def close(self) -> None:
-        """End the process and remove its stores."""
+        """End the process, and the cluster if one was started, and remove its stores."""
+        self._started.close()
         self.process.communicate(timeout=60)
 
 

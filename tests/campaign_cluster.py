@@ -7,17 +7,16 @@ import functools
 import json
 import random
 import signal
-import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 from campaign import Case, Forks, Row
-from processes import SOON, Marked, wait_until
+from processes import SOON, Marked, free_port, scheduler_and_workers, wait_until
 
 from hybridq import journal as records
 from hybridq.journal import read_records
@@ -103,7 +102,8 @@ def _disturbed(seed: int, what: str, fault: Callable[[Marked, random.Random, Cas
     return case
 
 
-def _kill(process: psutil.Process) -> None:
+def kill(process: psutil.Process) -> None:
+    """``kill -9`` of a process that may have ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGKILL)
 
@@ -113,7 +113,7 @@ def kill_engine(_: Forks, seed: int) -> Case:
 
     def fault(run: Marked, rng: random.Random, case: Case) -> None:
         before = {p.pid for p in workers(run)}
-        _kill(rng.choice(engines(run)))
+        kill(rng.choice(engines(run)))
         time.sleep(0.5)
         case.check(
             all(psutil.pid_exists(pid) for pid in before) or run.process.poll() is not None, "a worker went, too"
@@ -124,7 +124,7 @@ def kill_engine(_: Forks, seed: int) -> Case:
 
 def kill_worker(_: Forks, seed: int) -> Case:
     """``kill -9`` of a worker process."""
-    return _disturbed(seed, "kill -9 of a worker", lambda run, rng, case: _kill(rng.choice(workers(run))))
+    return _disturbed(seed, "kill -9 of a worker", lambda run, rng, case: kill(rng.choice(workers(run))))
 
 
 def kill_workers(_: Forks, seed: int) -> Case:
@@ -133,7 +133,7 @@ def kill_workers(_: Forks, seed: int) -> Case:
     def fault(run: Marked, rng: random.Random, case: Case) -> None:
         gone = workers(run)
         for worker in gone:
-            _kill(worker)
+            kill(worker)
         pids = {worker.pid for worker in gone}
         back = wait_until(lambda: len({p.pid for p in workers(run)} - pids) == len(pids)
                           or run.process.poll() is not None, 60)  # fmt: skip
@@ -162,83 +162,39 @@ def poison(_: Forks, seed: int) -> Case:
     return _disturbed(seed, "poison", lambda *_: None, {**expected, "steps": lost}, "poison")
 
 
-@contextlib.contextmanager
-def _elsewhere(port: int, count: int) -> Iterator[list[Marked]]:
-    """A scheduler and workers as processes of their own: the scheduler first."""
-    address = f"tcp://127.0.0.1:{port}"
-    dask = ["-P", "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
-    one = [
-        "-P",
-        "-m",
-        "distributed.cli.dask_worker",
-        address,
-        "--host",
-        "127.0.0.1",
-        "--no-dashboard",
-        "--nthreads",
-        "1",
-    ]
-    started = [Marked(*dask), *(Marked(*one) for _ in range(count))]
-    try:
-        yield started
-    finally:
-        for process in reversed(started):
-            process.process.terminate()
-        for process in started:
-            process.finish(60)
-
-
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def kill_scheduler(_: Forks, seed: int) -> Case:
     """``kill -9`` of a scheduler that runs elsewhere; another one is started in its place."""
-    rng, case, port = random.Random(seed), Case("kill -9 of the scheduler"), _port()
+    rng, case, port = random.Random(seed), Case("kill -9 of the scheduler"), free_port()
     expected = undisturbed()
     with tempfile.TemporaryDirectory() as scratch:
         log, store = Path(scratch) / "log", Path(scratch) / "store"
-        with _elsewhere(port, 2) as first:
-            _listens(port)
+        with scheduler_and_workers({}, {}, port=port) as (_, first):
             run = Marked(STUDY, log, store, f"tcp://127.0.0.1:{port}", "no")
             going = _moment(log, run, rng)
             case.check(going, "the run had ended before anything was done to it")
             begun = time.monotonic()
             first[0].kill()
-        with _elsewhere(port, 2):
+        with scheduler_and_workers({}, {}, port=port):
             _judge(case, run, log, store, begun, expected)
     return case
 
 
 def kill_nanny(_: Forks, seed: int) -> Case:
     """``kill -9`` of a nanny and its worker, elsewhere: nobody starts them again, the others go on."""
-    rng, case, port = random.Random(seed), Case("kill -9 of a nanny and its worker"), _port()
+    rng, case = random.Random(seed), Case("kill -9 of a nanny and its worker")
     expected = undisturbed()
-    with tempfile.TemporaryDirectory() as scratch, _elsewhere(port, 2) as there:
+    with tempfile.TemporaryDirectory() as scratch, scheduler_and_workers({}, {}) as (address, there):
         log, store = Path(scratch) / "log", Path(scratch) / "store"
-        _listens(port)
-        run = Marked(STUDY, log, store, f"tcp://127.0.0.1:{port}", "no")
+        run = Marked(STUDY, log, store, address, "no")
         case.check(_moment(log, run, rng), "the run had ended before anything was done to it")
         begun = time.monotonic()
         victim = psutil.Process(rng.choice(there[1:]).process.pid)
         below = victim.children(recursive=True)
-        _kill(victim)
+        kill(victim)
         for child in below:
-            _kill(child)
+            kill(child)
         _judge(case, run, log, store, begun, expected)
     return case
-
-
-def _listens(port: int) -> None:
-    def answers() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    assert wait_until(answers, 120)
-    time.sleep(1.0)
 
 
 ROWS: dict[str, Row] = {

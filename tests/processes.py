@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MARK = "HYBRIDQ_TEST_MARK"
+SITE = next(p for p in sys.path if p.endswith("site-packages"))
 
 
 class Marked:
@@ -70,3 +73,38 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def scheduler_and_workers(
+    *workers: dict[str, str], isolated: bool = False, port: int | None = None
+) -> Iterator[tuple[str, list[Marked]]]:
+    """A scheduler and workers as processes of their own on loopback; the scheduler's address, and it and they."""
+    port = free_port() if port is None else port
+    address = f"tcp://127.0.0.1:{port}"
+    flags = ["-S", "-P"] if isolated else ["-P"]
+    scheduler = [*flags, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
+    worker = [*flags, "-m", "distributed.cli.dask_worker", address, "--host", "127.0.0.1", "--no-dashboard"]
+    site = {"PYTHONPATH": SITE} if isolated else {}
+    processes = [Marked(*scheduler, "--no-dashboard", env=site)]
+    processes += [Marked(*worker, "--nthreads", "1", env={**site, **env}) for env in workers]
+    try:
+        from distributed import Client
+
+        with Client(address, timeout=30) as client:
+            client.wait_for_workers(len(workers), timeout=60)
+        yield address, processes
+    finally:
+        for process in reversed(processes):
+            process.process.terminate()
+        for process in processes:
+            process.finish(30)
+        assert wait_until(lambda: not any(p.alive() for p in processes), SOON)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,3 +47,18 @@ def journal(directory: str | Path) -> list[dict[str, Any]]:
 def recorded(directory: str | Path, kind: type[Record]) -> list[Record]:
     """A run's records of one kind, in order."""
     return [record for _, record in read_records(Path(directory)) if isinstance(record, kind)]
+
+
+def write_trace(trace: str, name: str) -> None:
+    """Note that a step runs; so short a line is written whole."""
+    with open(trace, "a") as file:
+        file.write(f"{name} {os.getpid()}\n")
+
+
+def traced(trace: Path) -> Counter[str]:
+    """How often each step ran; that it ran in another process is checked in passing."""
+    if not trace.exists():
+        return Counter()
+    lines = [line.split() for line in trace.read_text().splitlines()]
+    assert all(int(pid) != os.getpid() for _, pid in lines)
+    return Counter(name for name, _ in lines)

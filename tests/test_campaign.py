@@ -8,19 +8,29 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from campaign import ROWS, Forks, forks
+from campaign_calls import ROWS as CALLS
 from campaign_cluster import ROWS as CLUSTER
+from campaign_files import ROWS as FILES
+from campaign_files import SPRUNG
+from distributed import Client
 
 from hybridq import faults
 from hybridq.faults import KILL, VARIABLE, faultpoint
 
+TESTS = Path(__file__).parent
 REAL = ("kill-random", "signals")
 """Rows that start processes with engines, one after the other."""
 MANY = {"kill-point": 6, "kill-resume": 2, "write-fails": 8, "torn-tail": 8, "bit-flip": 15}
 """Cases of the fast tests, where those of a row take longer than a few seconds together."""
+BESIDE = CALLS | FILES
+"""Rows whose cases go on beside a cluster that is there already, or without one."""
+FEW = {"memory": 2, "takes-long": 1, "results": 4, "travel": 9, "archive": 2, "skew": 1, "lasting": 0, "chaos": 0}
+"""Of those the cases of the fast tests."""
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +39,15 @@ def undisturbed() -> Iterator[Forks]:
         yield found
 
 
+@pytest.fixture
+def beside(undisturbed: Forks, client: Client) -> Forks:
+    """With the cluster that tests share."""
+    undisturbed.client = client
+    return undisturbed
+
+
 def survives(undisturbed: Forks, row: str, seed: int) -> None:
-    case = ROWS[row].case(undisturbed, seed)
+    case = (ROWS | CLUSTER | BESIDE)[row].case(undisturbed, seed)
     assert not case.problems, f"python -m benchmarks faults --row {row} --seed {seed} --count 1: {case}"
     assert case.lost == 0, case
 
@@ -57,8 +74,31 @@ def test_a_run_survives_kills_at_random(undisturbed: Forks, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("row", "seed"), [(row, seed) for row in CLUSTER for seed in range(CLUSTER[row].brief)])
 def test_a_run_survives_what_happens_to_its_cluster(undisturbed: Forks, row: str, seed: int) -> None:
-    case = CLUSTER[row].case(undisturbed, seed)
-    assert not case.problems, f"python -m benchmarks faults --row {row} --seed {seed} --count 1: {case}"
+    survives(undisturbed, row, seed)
+
+
+@pytest.mark.parametrize(
+    ("row", "seed"), [(row, seed) for row in BESIDE for seed in range(FEW.get(row, BESIDE[row].brief))]
+)
+def test_a_run_survives_its_calls_and_files(beside: Forks, row: str, seed: int) -> None:
+    survives(beside, row, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "seed"), [(row, seed) for row in FEW for seed in range(FEW[row], BESIDE[row].brief)])
+def test_a_run_survives_more_of_its_calls_and_files(beside: Forks, row: str, seed: int) -> None:
+    survives(beside, row, seed)
+
+
+def test_the_trap_of_hostile_files_works() -> None:
+    """What is refused would set a variable of the environment, were it loaded."""
+    script = (
+        f"import io, sys; sys.path.insert(0, {str(TESTS)!r}); import numpy as np; from campaign_files import FILES\n"
+        "np.load(io.BytesIO(FILES['a pickled npy'][1]()), allow_pickle=True); import os; os.system('printenv ' + "
+        f"{SPRUNG!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr
 
 
 # -- the hook ------------------------------------------------------------------------------------------------------

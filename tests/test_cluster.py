@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -18,7 +16,7 @@ import psutil
 import pytest
 from distributed import CancelledError, Client, LocalCluster
 from distributed.comm import CommClosedError
-from processes import SOON, Marked, wait_until
+from processes import SITE, SOON, Marked, free_port, scheduler_and_workers, wait_until
 from runs import recorded
 
 import hybridq as hq
@@ -27,7 +25,6 @@ from hybridq import journal as records
 from hybridq.cluster import Cluster
 from hybridq.journal import read_records
 
-SITE = next(p for p in sys.path if p.endswith("site-packages"))
 HEISENBERG = {"XX": 1.0, "YY": 1.0, "ZZ": 1.0}
 
 
@@ -65,39 +62,6 @@ def loop(index: int) -> object:
 @hq.workflow
 def slow(qubits: int, reps: int) -> list[float]:
     return [float(e) for e in hq.map(slow_energy, [0.1, 0.2], [qubits] * 2, [reps] * 2)]
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def scheduler_and_workers(
-    *workers: dict[str, str], isolated: bool = False, port: int | None = None
-) -> Iterator[tuple[str, list[Marked]]]:
-    """A scheduler and workers as processes of their own on loopback; the scheduler's address, and it and they."""
-    port = free_port() if port is None else port
-    address = f"tcp://127.0.0.1:{port}"
-    flags = ["-S", "-P"] if isolated else ["-P"]
-    scheduler = [*flags, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
-    worker = [*flags, "-m", "distributed.cli.dask_worker", address, "--host", "127.0.0.1", "--no-dashboard"]
-    site = {"PYTHONPATH": SITE} if isolated else {}
-    processes = [Marked(*scheduler, "--no-dashboard", env=site)]
-    processes += [Marked(*worker, "--nthreads", "1", env={**site, **env}) for env in workers]
-    try:
-        with Client(address, timeout=30) as client:
-            client.wait_for_workers(len(workers), timeout=60)
-        yield address, processes
-    finally:
-        for process in reversed(processes):
-            process.process.terminate()
-        for process in processes:
-            process.finish(30)
-        assert wait_until(lambda: not any(p.alive() for p in processes), SOON)
 
 
 def test_a_cluster_started_elsewhere(store: Path) -> None:
@@ -415,17 +379,6 @@ def test_a_worker_without_hybridq_is_refused(store: Path) -> None:
         pytest.raises(hq.NoDevice, match=r"has no hybridq; install hybridq-scheduler"),
     ):
         hq.run(loops, 1, name="bare", store=store, cluster=address)
-
-
-def test_a_worker_with_other_versions_is_refused(store: Path, tmp_path: Path) -> None:
-    fake = tmp_path / "fake" / "qiskit_aer-0.0.7.dist-info"
-    fake.mkdir(parents=True)
-    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: qiskit-aer\nVersion: 0.0.7\n")
-    with (
-        scheduler_and_workers({"PYTHONPATH": str(fake.parent)}) as (address, _),
-        pytest.raises(hq.WorkflowError, match=r"qiskit-aer 0\.0\.7 \(here .*\).*Nothing was run"),
-    ):
-        hq.run(loops, 1, name="skewed", store=store, cluster=address)
 
 
 def test_long_circuits_do_not_silence_heartbeats(client: Client, store: Path) -> None:

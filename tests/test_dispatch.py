@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client
-from qiskit import QuantumCircuit
 from qiskit.circuit.library import efficient_su2
 from qiskit.quantum_info import SparsePauliOp
 from runs import recorded
@@ -453,27 +452,3 @@ def test_a_look_at_the_cluster_that_fails_is_told_and_the_next_one_counts(
     assert [i for i in range(30) if found[i] != i] == [7]
     assert len(looks) > 3
     assert capfd.readouterr().err.count("the cluster cannot be looked after (OSError: no answer)") == 1
-
-
-@hq.quantum
-def greedy(number: int) -> Any:
-    circuit = QuantumCircuit(2)
-    circuit.x(0)
-    backend = hq.Backend("devices:Queued", {"failing": "greedy"}) if number == 3 else hq.Backend("devices:Queued")
-    return hq.expval(circuit, {"ZZ": 1.0}, shots=10, backend=backend)
-
-
-@hq.workflow
-def one_greedy(count: int) -> list[Any]:
-    found = hq.map(greedy, range(count), return_exceptions=True)
-    return [type(f).__name__ if isinstance(f, Exception) else float(f) for f in found]
-
-
-def test_memory_that_outgrows_its_estimate_ends_its_own_evaluation_alone(client: Client, store: Path) -> None:
-    workers = client.run(os.getpid)
-    assert hq.run(one_greedy, 8, name="a", store=store, cluster=client) == [-1.0] * 3 + ["TooLarge"] + [-1.0] * 4
-    assert client.run(os.getpid) == workers, "a worker was lost"
-    assert len(recorded(store / "a", records.Evaluation)) == 7
-    (failure,) = recorded(store / "a", records.Failure)
-    assert failure.at == "one_greedy/greedy[3]"
-    assert "far more than the predicted" in failure.message

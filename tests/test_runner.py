@@ -27,11 +27,10 @@ from distributed import Client
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter, ParameterVector
 from qiskit.quantum_info import SparsePauliOp
-from runs import executed, journal, replayed, report
+from runs import executed, journal, replayed, report, traced, write_trace
 from scipy.optimize import OptimizeResult
 
 import hybridq as hq
-from hybridq.errors import NotFinite, WorkflowError
 from hybridq.language import RunReport
 from hybridq.steps import pack_call
 
@@ -89,20 +88,6 @@ def exact(value: Any) -> Any:
     if isinstance(value, float):
         return "float", value.hex()
     return type(value).__name__, value
-
-
-def write_trace(trace: str, name: str) -> None:
-    with open(trace, "a") as file:
-        file.write(f"{name} {os.getpid()}\n")
-
-
-def traced(trace: Path) -> Counter[str]:
-    """How often each step ran; that it ran in another process is checked in passing."""
-    if not trace.exists():
-        return Counter()
-    lines = [line.split() for line in trace.read_text().splitlines()]
-    assert all(int(pid) != os.getpid() for _, pid in lines)
-    return Counter(name for name, _ in lines)
 
 
 # -- circuits and observables that change between two calls ------------------------------------------------------------
@@ -733,157 +718,6 @@ def test_a_loop_that_raised_is_tried_again_from_its_rows_or_repeated(tmp_path: P
     again = report(survives_loop, str(path), name="survived", store=tmp_path)
     assert again.value == survived.value
     assert executed(again) == (0, 0)
-
-
-# -- objectives that are no numbers, with every kind of optimizer ------------------------------------------------------
-
-
-def swallowing(fun: Any, x0: Any, args: Any = (), **_: Any) -> OptimizeResult:
-    """Tries points; one whose value cannot be had counts as bad."""
-    best, values = np.array(x0), []
-    for step in np.random.default_rng(3).normal(size=(12, len(x0))):
-        try:
-            values.append(fun(best + 0.1 * step))
-        except Exception:  # noqa: BLE001  # as robust optimizers do
-            values.append(1e9)
-    return OptimizeResult(x=best, fun=min(values), success=True, message="done")
-
-
-def walking(fun: Any, x0: Any, args: Any = (), **_: Any) -> OptimizeResult:
-    """Goes wherever it is better."""
-    best, value = np.array(x0), fun(x0)
-    for step in np.random.default_rng(4).normal(size=(12, len(x0))):
-        if (found := fun(best + 0.1 * step)) < value:
-            best, value = best + 0.1 * step, found
-    return OptimizeResult(x=best, fun=value, success=True, message="done")
-
-
-WRONG: dict[str, tuple[Any, type[Exception], str]] = {
-    "nan": (float("nan"), NotFinite, "returned nan at"),
-    "inf": (float("inf"), NotFinite, "returned inf at"),
-    "-inf": (float("-inf"), NotFinite, "returned -inf at"),
-    "none": (None, WorkflowError, "returned None"),
-    "complex": (1 + 1e-9j, WorkflowError, "returned the complex number"),
-    "array": (np.array([1.0]), WorkflowError, r"returned an array of shape \(1,\)"),
-}
-
-
-@pytest.mark.parametrize("method", ["COBYLA", "Nelder-Mead", "L-BFGS-B", "Powell", walking, swallowing])
-@pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_no_number_never_ends_in_success(wrong: str, method: Any, store: Path) -> None:
-    value, error, words = WRONG[wrong]
-    calls = itertools.count()
-
-    def objective(x: Any) -> Any:
-        return value if next(calls) == 3 else float(x @ x)
-
-    @hq.workflow
-    def ends() -> Any:
-        return hq.minimize(objective, [0.5, -0.4], method=method)
-
-    with pytest.raises(error, match=rf"ends/minimize\[0\]/objective\[3\] {words}"):
-        hq.run(ends, name="ends", store=store)
-    assert count(store / "ends")["row"] >= 3
-    assert count(store / "ends")["loop-end"] == 0
-    assert [e["status"] for e in journal(store / "ends") if e["k"] == "end"] == ["failed"]
-
-
-# -- exceptions of the researcher's, whatever they are -----------------------------------------------------------------
-
-
-@hq.classical
-def raises(trace: str, how: str) -> None:
-    write_trace(trace, how)
-    match how:
-        case "value":
-            raise ValueError("no")
-        case "exit":
-            raise SystemExit(3)
-        case "interrupt":
-            raise KeyboardInterrupt("by a step")
-        case "large":
-            raise RuntimeError("x" * 10_000_000)
-        case "locked":
-            error = RuntimeError("holds a lock")
-            error.lock = threading.Lock()  # type: ignore[attr-defined]
-            raise error
-        case "odd":
-            raise Awkward(1, 2)
-
-
-@hq.workflow
-def raising(trace: str, how: str) -> None:
-    raises(trace, how)
-
-
-RAISED: dict[str, tuple[type[BaseException], str]] = {
-    "value": (ValueError, "no"),
-    "exit": (SystemExit, "3"),
-    "interrupt": (KeyboardInterrupt, "by a step"),
-    "large": (RuntimeError, "xxxx"),
-    "locked": (RuntimeError, "holds a lock"),
-    "odd": (Awkward, "1 and 2"),
-}
-
-
-@pytest.mark.parametrize("how", RAISED)
-def test_an_exception_of_a_step_keeps_its_type_and_is_not_retried(how: str, client: Client, tmp_path: Path) -> None:
-    kind, text = RAISED[how]
-    trace = tmp_path / "trace"
-    with pytest.raises(kind) as caught:
-        hq.run(raising, str(trace), how, name="raising", store=tmp_path, cluster=client)
-    assert type(caught.value) is kind
-    assert str(caught.value).startswith(text)
-    assert "in raises" in str(caught.value.__cause__)  # the traceback on the worker
-    assert traced(trace) == {how: 1}
-    (failure,) = [e for e in journal(tmp_path / "raising") if e["k"] == "failure"]
-    assert failure["type"].endswith(kind.__name__)
-    assert failure["at"] == "raising/raises[0]"
-    assert (tmp_path / "raising" / "journal.jsonl").stat().st_size < 200_000
-
-
-# -- large and small values ----------------------------------------------------------------------------------------
-
-
-@hq.classical
-def echoes(value: Any) -> Any:
-    return value
-
-
-@hq.workflow
-def echoing(sizes: list[int]) -> list[int]:
-    return [len(echoes(b"x" * size)) for size in sizes]
-
-
-def test_values_of_every_size_come_back(client: Client, store: Path) -> None:
-    sizes = [0, 1, 4095, 4097, 100_000, 4_000_000]
-    live = report(echoing, sizes, name="echoing", store=store, cluster=client)
-    assert live.value == sizes
-    again = report(echoing, sizes, name="echoing", store=store, cluster=client)
-    assert again.value == sizes
-    assert replayed(again) == (0, len(sizes))
-
-
-@hq.classical
-def number(i: int) -> int:
-    return i * i
-
-
-@hq.workflow
-def many(count: int) -> int:
-    return sum(hq.map(number, range(count)))
-
-
-@pytest.mark.slow
-def test_ten_thousand_steps_and_none_is_lost(client: Client, store: Path) -> None:
-    steps = 10_000
-    live = report(many, steps, name="many", store=store, cluster=client)
-    assert live.value == sum(i * i for i in range(steps))
-    assert executed(live) == (0, steps)
-    at = [e["at"] for e in journal(live.directory) if e["k"] == "step"]
-    assert len(at) == len(set(at)) == steps
-    again = report(many, steps, name="many", store=store, cluster=client)
-    assert (again.value, replayed(again)) == (live.value, (0, steps))
 
 
 # -- divergence --------------------------------------------------------------------------------------------------------
