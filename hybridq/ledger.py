@@ -266,6 +266,13 @@ def _room(reserved: Sequence[int], slots: int, allowed: int) -> int:
     return allowed - sum(largest) + (largest[0] if len(largest) == slots else 0)
 
 
+def _beside(device: Device, reserved: Sequence[int], threads: Sequence[int], job: Job) -> int:
+    """How many jobs like ``job`` the device can run beside batches with such reservations."""
+    need = job.need
+    room, width = device.bytes - sum(reserved), device.threads - sum(threads)
+    return max(0, min(device.slots - len(reserved), width // need.threads, room // max(1, need.bytes)))
+
+
 @dataclass(eq=False, slots=True)
 class _Kind:
     """Devices that are alike: of about one speed and trip, an octave of bytes, and else equal in what they take."""
@@ -439,6 +446,19 @@ class Ledger:
         station = self._stations[name]
         slots = station.device.slots
         return sum(station.bytes[-slots:]), sum(station.threads[-slots:])
+
+    def free(self, job: Job) -> int:
+        """How many jobs like ``job``, which is not submitted, could begin side by side now; none if others wait.
+
+        Where no device has joined that could take it, those that are expected count.
+        """
+        if self._waiting:
+            return 0
+        there = [s for s in self._stations.values() if not s.device.aside and takes(s.device, job)]
+        if there:
+            return sum(0 if s.keeps else _beside(s.device, s.bytes, s.threads, job) for s in there if s.lanes)
+        expected = (d for d in self._expected.values() if not d.aside and takes(d, job))
+        return sum(_beside(device, (), (), job) for device in expected)
 
     def stranded(self) -> list[Refusal]:
         """Waiting jobs that nothing present or expected could take, since a device left; they stay in the queue."""

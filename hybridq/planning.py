@@ -253,6 +253,8 @@ class Cost:
     """The device of the site that it asks for, or ""."""
     backend: str
     """Identity of what evaluates it."""
+    divisible: tuple[int, int]
+    """Into how many parts its rows, and the derivatives of each, can be divided among devices."""
 
     @property
     def need(self) -> Need:
@@ -280,7 +282,7 @@ def cost(program: Program, required: Need) -> Cost:
     return Cost(
         template.num_qubits, _depth(template), counts.two + counts.wide, template.num_paulis, groups,
         points * measurements, points * shots, required.bytes, required.seconds, plan.engine, plan.method,
-        plan.sampling, plan.grouping, plan.gradient, plan.reason, program.device, program.backend,
+        plan.sampling, plan.grouping, plan.gradient, plan.reason, program.device, program.backend, program.divisible,
     )  # fmt: skip
 
 
@@ -540,7 +542,7 @@ class Plan:
             "at": folded([call.at for call in calls]), "count": len(calls), **asdict(costs[0]), **sums,
             "bytes": max(c.bytes for c in costs), "device": device, "loop": None,
         }  # fmt: skip
-        del row["backend"]
+        del row["backend"], row["divisible"]
         if calls[0].loop is not None:
             row["loop"] = self._loop_row(calls)
         return row

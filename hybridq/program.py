@@ -252,6 +252,21 @@ class Program:
     observables_shape: tuple[int, ...]
     device: str = ""
     """The device of the site that it was asked to run on; "" for any that can."""
+    derived: tuple[int, int] | None = None
+    """Of the part of a program that `divisible` lets divide its derivatives: the first of the parameters that they are
+    by, and the one after the last; None: all."""
+
+    @property
+    def divisible(self) -> tuple[int, int]:
+        """Into how many parts its rows, and the derivatives of each, can be divided without a change of their bits.
+
+        Each row has seeds of its own, and so has each shifted copy of it, of which Aer's parameter shift takes two for
+        a parameter. The shots of a Qiskit backend are not divided: its jobs are few and each may wait in a queue.
+        """
+        if self.plan.sampling == "backend":
+            return 1, 1
+        apart = self.plan.engine == "aer" and self.plan.gradient == "parameter-shift"
+        return self.rows, max(1, self.template.num_parameters) if apart else 1
 
     @property
     def backend(self) -> str:

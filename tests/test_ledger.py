@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from hybridq.errors import NoDevice, PlacementError, TooLarge
 from hybridq.ledger import MAX_BATCH_JOBS, MAX_BATCH_SECONDS, Ledger
-from hybridq.policies import POLICIES, Batch, Device, Job, Load, Policy
+from hybridq.policies import POLICIES, Batch, Device, Job, Load, Policy, parted
 from hybridq.resources import Need, format_bytes
 
 GiB = 2**30
@@ -774,3 +774,50 @@ def test_equal_calls_give_equal_answers(asked: list[Job], policy: str, ends: int
         return answers
 
     assert play() == play()
+
+
+# -- long calls in parts -----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 100), st.integers(0, 50))
+def test_parts_are_the_whole(rows: int, columns: int, seconds: float, slots: int) -> None:
+    parts = parted(rows, columns, seconds, slots, 0.12)
+    covered = [
+        (row, column)
+        for part in parts
+        for row in range(*part.rows)
+        for column in range(*part.columns)
+        if row < rows and column < columns
+    ]
+    assert sorted(covered) == list(itertools.product(range(rows), range(columns)))
+    assert len(covered) == len(set(covered)) == rows * columns
+    assert list(parts) == sorted(parts)
+    assert len(parts) <= max(1, min(slots, seconds / 0.12))
+    assert all(len({part.rows for part in parts if row in range(*part.rows)}) == 1 for row in range(rows))
+
+
+def test_parts_by_hand() -> None:
+    assert parted(10, 6, 0.2, 8, 0.12) == (((0, 10), (0, 6)),)
+    assert parted(10, 6, 9.0, 2, 0.12) == (((0, 5), (0, 6)), ((5, 10), (0, 6)))
+    assert parted(2, 6, 9.0, 3, 0.12) == (((0, 1), (0, 6)), ((1, 2), (0, 3)), ((1, 2), (3, 6)))
+    assert parted(1, 1, 9.0, 8, 0.12) == (((0, 1), (0, 1)),)
+
+
+def test_slots_that_are_free_for_the_parts_of_one() -> None:
+    pair = Device("pair", 2, 4 * GiB, 2, 0.012)
+    made = ledger(pair, WORKER, NEAR, Device("other", 4, 9 * GiB, 4, backend="q"))
+    assert made.free(job("parts")) == 3  # not at hand, and not what evaluates something else
+    assert made.free(job("parts", memory=3 * GiB)) == 2
+    assert made.free(job("parts", memory=5 * GiB)) == 0
+    assert made.free(job("parts", threads=2)) == 1
+    assert made.free(job("parts", pin="pair")) == 2
+    assert made.free(job("parts", backend="q")) == 4
+    made.submit(job("one", pin="pair"), 0.0)
+    assert made.free(job("parts")) == 0  # somebody waits
+    made.decide(0.0)
+    assert made.free(job("parts")) == 2
+    made.submit(job("two", sole=True, pin="worker"), 0.0)
+    made.decide(0.0)
+    assert made.free(job("parts")) == 1
+    assert Ledger(expected=[pair, WORKER]).free(job("parts")) == 3
+    assert Ledger().free(job("parts")) == 0

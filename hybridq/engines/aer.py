@@ -138,20 +138,22 @@ class AerEngine:
             values[row], stderrs[row] = prepared.estimate(slots, layouts, program.seeds[row], 0)
         if plan.gradient == "none":
             return Numbers(values, stderrs, None, None)
-        gradients = np.empty((*values.shape, template.num_parameters))
+        columns = slice(*(program.derived or (0, template.num_parameters)))
+        gradients = np.empty((*values.shape, columns.stop - columns.start))
         if plan.gradient == "spsa":
             for row, theta in enumerate(program.theta):
                 both = functools.partial(prepared.ends, layouts, program.seeds[row])
                 gradients[row] = spsa(theta, program.seeds[row], both, sampled=shots > 0)
             return Numbers(values, stderrs, None, gradients)
         shifted = self._circuit(template, plan, shifted_basis)
+        used = shifted.binder.slots_of(columns)
         for row, theta in enumerate(program.theta):
             angles = shifted.binder.bind(theta[None])[0]
-            ends = np.array([
-                shifted.estimate(slots, layouts, program.seeds[row], 1 + number)[0]
-                for number, slots in enumerate(both_ways(angles))
-            ]).reshape(2 * len(angles), values.shape[1])  # fmt: skip
-            gradients[row] = shifted.binder.chain(theta, shift_slopes(ends))
+            ends = np.zeros((2 * len(angles), values.shape[1]))
+            for number, slots in enumerate(both_ways(angles)):
+                if used[number // 2]:
+                    ends[number] = shifted.estimate(slots, layouts, program.seeds[row], 1 + number)[0]
+            gradients[row] = shifted.binder.chain(theta, shift_slopes(ends))[:, columns]
         return Numbers(values, stderrs, None, gradients)
 
     def _circuit(self, template: Template, plan: NumericPlan, basis: Basis) -> _Prepared:

@@ -266,12 +266,13 @@ def need(program: Program, calibration: Calibration | None = None, corrections: 
     calibration = DEFAULT if calibration is None else calibration
     last = template.cache.get("need")
     found: Need
-    if last and last[0] is program.plan and last[1] is calibration and last[2:4] == (program.rows, program.shots):
-        found = last[4]
+    size = (program.rows, program.shots, program.derived)
+    if last and last[0] is program.plan and last[1] is calibration and last[2] == size:
+        found = last[3]
     else:
         amount = calibration.seconds(program)
         found = Need(footprint(program), amount, program.plan.threads, template.num_qubits, shots * program.rows)
-        template.cache["need"] = (program.plan, calibration, program.rows, program.shots, found)
+        template.cache["need"] = (program.plan, calibration, size, found)
     return found if corrections is None else replace(found, seconds=found.seconds * corrections.factor(program))
 
 
@@ -416,7 +417,7 @@ def features(program: Program) -> tuple[str, tuple[float, ...]]:
     return kind, (1.0, *(executions * amount for amount in execution))
 
 
-def _work(program: Program) -> tuple[str, int, tuple[float, ...]]:
+def _work(program: Program) -> tuple[str, float, tuple[float, ...]]:
     """The kind of ``program``, how many executions it takes, and the terms of each, the program's own left out."""
     template, plan = physical(program.template), program.plan
     kind = f"{plan.engine} {plan.method}" if plan.engine == "aer" else plan.engine
@@ -431,9 +432,10 @@ def _work(program: Program) -> tuple[str, int, tuple[float, ...]]:
     if execution is None:
         terms = _adjoint_terms(program, template) if plan.engine == "adjoint" else _terms(program, template, kind)
         execution = known[key] = tuple(terms.get(term, 0.0) for term in TERMS[kind][1:])
-    executions = program.rows
+    executions: float = program.rows
     if plan.gradient == "parameter-shift":
-        executions *= 1 + 2 * census(template).slots
+        first, stop = program.derived or (0, template.num_parameters)
+        executions *= 1 + 2 * census(template).slots * (stop - first) / max(1, template.num_parameters)
     elif plan.gradient == "spsa":
         executions *= 3
     return kind, executions, execution
