@@ -901,7 +901,8 @@ class Dispatcher:
                     outcomes = [engine.advance(ask.loop, len(points), points, seconds, ask.timeout, batch.bytes)]
                 else:
                     limit = _together([a.timeout for a in asks])
-                    outcomes = list(engine.evaluate([a.program for a in asks], limit, expected=batch.bytes))
+                    programs = [_with_threads(a.program, batch.threads) for a in asks]
+                    outcomes = list(engine.evaluate(programs, limit, expected=batch.bytes))
             except BaseException as error:  # noqa: BLE001  # raised where the futures are waited for
                 outcomes = [error] * len(asks)
             self._ended(batch)
@@ -940,7 +941,8 @@ class Dispatcher:
                 self._answer_program(ask, outcome, started, where)
             self._pump()
 
-        arguments = (pack([a.program for a in asks]), timeout, batch.bytes)
+        packed = pack([_with_threads(a.program, batch.threads) for a in asks])
+        arguments = (packed, timeout, batch.bytes)
         cluster.submit(run_batch, arguments, key=key, needs=needs, done=done, on=batch.device)
 
     def _send_loop(self, cluster: Cluster, batch: Batch, ask: LoopAsk) -> None:
@@ -1115,6 +1117,11 @@ def _together(timeouts: Sequence[float | None]) -> float | None:
     """The time limit of programs that run one after the other, in seconds; None if one has none."""
     given = [timeout for timeout in timeouts if timeout is not None]
     return sum(given) if len(given) == len(timeouts) else None
+
+
+def _with_threads(asked: Program, threads: int) -> Program:
+    """A program as it is sent to where it gets so many threads, if its plan says that it takes what there are."""
+    return asked if asked.plan.threads else replace(asked, plan=replace(asked.plan, threads=threads))
 
 
 def _part_of(asked: Program, part: Part) -> Program:

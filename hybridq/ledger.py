@@ -170,6 +170,7 @@ class _Sent:
     ends: float | None
     """When it is predicted to end; None while it waits there for a slot."""
     sole: bool = False
+    """Whether nothing may be beside it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -207,7 +208,7 @@ class _Station:
 
     def holds(self, job: Job) -> bool:
         need = job.need
-        return need.bytes <= self.room and need.threads <= self.width and not (job.sole and self.sent)
+        return need.bytes <= self.room and need.threads <= self.width and not (self.sent and _whole(job))
 
     def put(self, sent: _Sent) -> None:
         insort(self.bytes, sent.batch.bytes)
@@ -252,7 +253,7 @@ class _Station:
         for sent in sorted(self.sent.values(), key=lambda s: math.inf if s.ends is None else s.ends):
             slots = self.device.slots
             height, width = _room(heights, slots, self.device.bytes), _room(widths, slots, self.device.threads)
-            if not job.sole and need.bytes <= height and need.threads <= width:
+            if not _whole(job) and need.bytes <= height and need.threads <= width:
                 break
             heights.remove(sent.batch.bytes)
             widths.remove(sent.batch.threads)
@@ -270,7 +271,14 @@ def _beside(device: Device, reserved: Sequence[int], threads: Sequence[int], job
     """How many jobs like ``job`` the device can run beside batches with such reservations."""
     need = job.need
     room, width = device.bytes - sum(reserved), device.threads - sum(threads)
+    if _whole(job):
+        return int(not reserved and need.bytes <= room)
     return max(0, min(device.slots - len(reserved), width // need.threads, room // max(1, need.bytes)))
+
+
+def _whole(job: Job) -> bool:
+    """Whether nothing may be beside it on its device."""
+    return job.sole or not job.need.threads
 
 
 @dataclass(eq=False, slots=True)
@@ -306,7 +314,7 @@ class _Kind:
 
     def best(self, job: Job) -> _Station | None:
         """The preferred of the open devices that have room for ``job``."""
-        if job.sole:
+        if _whole(job):
             return next((station for station in self.roomiest() if station.holds(job)), None)
         need = job.need
         height, width = need.bytes.bit_length(), need.threads.bit_length()
@@ -526,7 +534,7 @@ class Ledger:
         if job.id in self._waiting or job.id in self._running:
             raise ValueError(f"the job {job.id!r} was submitted and is not done")
         seconds = job.need.seconds
-        if not (0 <= seconds < math.inf and job.rank >= 0 and job.need.bytes >= 0 and job.need.threads >= 1):
+        if not (0 <= seconds < math.inf and job.rank >= 0 and job.need.bytes >= 0 and job.need.threads >= 0):
             raise ValueError(f"the job {job.id!r} asks for {job.need} with rank {job.rank}")
         line = self._line(job)
         if not self._possible(job, line):
@@ -732,7 +740,7 @@ class Ledger:
         limit = min(self._batch_seconds, max(device.latency, part))
         if job.rank > 0:  # others wait for its end, which is known only with that of the batch
             limit = min(limit, _WORTH_THE_TRIP * device.latency)
-        if seconds <= limit and not (job.alone or job.sole) and self._batch_jobs > 1:
+        if seconds <= limit and not (job.alone or _whole(job)) and self._batch_jobs > 1:
             if station.keeps is not None:
                 limit = min(limit, station.until - now - device.latency)
             for follower in self._followers(waiting, station):
@@ -749,10 +757,11 @@ class Ledger:
         else:
             company = "the only one waiting" if count == 1 else f"1 of {count} waiting"
         ids = tuple(w.job.id for w in jobs)
-        batch = Batch(device.name, ids, f"{why}; {company}", most, job.need.threads, seconds)
+        threads = job.need.threads or device.threads
+        batch = Batch(device.name, ids, f"{why}; {company}", most, threads, seconds)
         for identity in ids:
             self._running[identity] = device.name
-        station.put(_Sent(batch, now + device.latency + seconds if station.idle_slot else None, job.sole))
+        station.put(_Sent(batch, now + device.latency + seconds if station.idle_slot else None, _whole(job)))
         if self.policy.shares:
             self._charge(jobs)
         for line in lines.values():
@@ -1088,5 +1097,5 @@ def _alike(sample: Job, job: Job) -> bool:
         and sample.backend == job.backend
         and sample.need.threads == job.need.threads
         and sample.pin == job.pin
-        and not (sample.alone or sample.sole)
+        and not (sample.alone or _whole(sample))
     )

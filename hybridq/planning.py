@@ -240,6 +240,8 @@ class Cost:
     """In all of them together; 0 for exact values."""
     bytes: int
     """Upper bound of the memory that it takes, in bytes."""
+    threads: int
+    """0: all of the worker that it runs on."""
     seconds: float
     """Estimated time on one thread, in seconds."""
     engine: str
@@ -259,7 +261,7 @@ class Cost:
     @property
     def need(self) -> Need:
         """What it asks of a device."""
-        return Need(self.bytes, self.seconds, qubits=self.qubits, shots=self.shots)
+        return Need(self.bytes, self.seconds, self.threads, self.qubits, self.shots)
 
 
 def cost(program: Program, required: Need) -> Cost:
@@ -281,7 +283,7 @@ def cost(program: Program, required: Need) -> Cost:
         shots, measurements = sum(map(sum, layouts)), max(1, groups)
     return Cost(
         template.num_qubits, _depth(template), counts.two + counts.wide, template.num_paulis, groups,
-        points * measurements, points * shots, required.bytes, required.seconds, plan.engine, plan.method,
+        points * measurements, points * shots, required.bytes, plan.threads, required.seconds, plan.engine, plan.method,
         plan.sampling, plan.grouping, plan.gradient, plan.reason, program.device, program.backend, program.divisible,
     )  # fmt: skip
 

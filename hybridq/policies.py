@@ -72,7 +72,8 @@ class Job:
     alone: bool = False
     """Whether nothing else of its run could be waiting at the same time."""
     sole: bool = False
-    """Whether it has its device to itself: with nothing beside it, and nothing sent ahead."""
+    """Whether it has its device to itself: with nothing beside it, and nothing sent ahead. So has one that needs all
+    threads."""
     kind: str = "quantum"
     rank: float = 0.0
     """Predicted seconds of the longest chain of jobs that wait for this one to end; 0 if not known. If it is known, the

@@ -175,6 +175,8 @@ class NumericPlan:
     grouping: str
     """``none`` for exact values and samples; for sampled expectation values one of `GROUPINGS`."""
     threads: int
+    """1; or 0 for a program so wide that it earns all threads of the worker it runs on, alone there. Then its last bits
+    are not reproducible: they may differ from run to run, and with how many threads there are."""
     versions: tuple[tuple[str, str], ...]
     reason: str
     gradient: str = "none"
@@ -811,6 +813,9 @@ CHANNELS = frozenset(("kraus", "superop"))
 _WIDEST_DENSITY_MATRIX = 12
 """Qubits up to which noise is simulated with a density matrix unless a method is asked for: 256 MiB."""
 
+_WIDE = 2**24
+"""Amplitudes from which on a state earns all threads of a worker: 256 MiB, of which each gate's pass takes tens of
+milliseconds on one thread, a thousand times what it costs threads to meet at its end, and far from any cache."""
 _WIDEST_DISTRIBUTION = 16
 """Qubits up to which a matrix product state's distribution is written out to draw from: 512 KiB."""
 
@@ -957,13 +962,16 @@ def _aer_plan(template: Template, backend: Aer, shots: int | None, grouping: str
     if template.sampled_in_place:
         reason = f"{asked}; the circuit measures, resets or branches before its end: whole executions, one seed a row"
         return NumericPlan("aer", method, "simulator", "none", 1, versions, reason, "none", options)
-    if shots is None:
-        reason = f"{asked}; no shots asked for: exact value"
-        return NumericPlan("aer", method, "exact", "none", 1, versions, reason, "none", options)
     how = _grouping(template, grouping)
     too_wide = method == "matrix_product_state" and template.num_qubits > _WIDEST_DISTRIBUTION
-    if method == "stabilizer" or too_wide or (channels and method == "statevector"):
+    if shots is not None and (method == "stabilizer" or too_wide or (channels and method == "statevector")):
         reason = f"{asked}: the simulator's own shots, one seed a row and group"
         return NumericPlan("aer", method, "simulator", how, 1, versions, reason, "none", options)
+    threads = 1
+    if {"statevector": 1, "density_matrix": 2}.get(method, 0) * template.num_qubits >= math.log2(_WIDE):
+        threads, asked = 0, f"{asked}; so wide that it gets all threads of a worker, its last bits not reproducible"
+    if shots is None:
+        reason = f"{asked}; no shots asked for: exact value"
+        return NumericPlan("aer", method, "exact", "none", threads, versions, reason, "none", options)
     reason = f"{asked}: samples drawn from exact probabilities, one generator a row"
-    return NumericPlan("aer", method, "probabilities", how, 1, versions, reason, "none", options)
+    return NumericPlan("aer", method, "probabilities", how, threads, versions, reason, "none", options)

@@ -308,7 +308,7 @@ class _Simulation:
             machine.running.append(run)
             needs = [[self.tasks[job].job.need for job in r.batch.jobs] for r in machine.running]
             memory = sum(max(need.bytes for need in of_one) for of_one in needs)
-            threads = sum(max(need.threads for need in of_one) for of_one in needs)
+            threads = sum(max(need.threads or device.threads for need in of_one) for of_one in needs)
             self.over_committed += memory > device.bytes or threads > device.threads
             self.push(run.begun + run.seconds, _END, run)
 

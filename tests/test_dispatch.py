@@ -27,6 +27,7 @@ from hybridq import dispatch
 from hybridq import journal as records
 from hybridq.cluster import Cluster
 from hybridq.dispatch import Dispatcher, driver_engine
+from hybridq.engines.process import EngineProcess
 from hybridq.journal import read_records, unpack_array
 from hybridq.program import Outcome
 from hybridq.scope import Scope, current
@@ -404,6 +405,41 @@ def test_rows_of_a_long_call_are_spread_over_workers_with_the_same_bits(
     wheres = [r.where for r in recorded(store / "spread", records.Evaluation)]
     assert sum(", " in where for where in wheres) >= 3
     assert not any(", " in r.where for r in recorded(store / "whole", records.Evaluation))
+
+
+@hq.workflow
+def wide_and_small(count: int) -> list[Any]:
+    theta = np.random.default_rng(4).uniform(-1, 1, LARGER.num_parameters)
+    asked = [of_many.submit(theta, None), *(energy.submit(START + i) for i in range(count)), of_many.submit(theta, 9)]
+    return [one.result().value for one in asked]
+
+
+def test_a_wide_program_has_a_device_to_itself_with_all_threads(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridq.program._WIDE", 2**10)  # of ten qubits
+    site = hq.Site(devices=(hq.Device(name="two", backend="aer", slots=2),), backend="two")
+    running: set[int] = set()
+    beside: list[tuple[int, int, int]] = []
+    evaluate = EngineProcess.evaluate
+
+    def watched(self: EngineProcess, programs: Any, *arguments: Any, **options: Any) -> Any:
+        running.add(id(programs))
+        beside.append((programs[0].template.num_qubits, programs[0].plan.threads, len(running)))
+        try:
+            return evaluate(self, programs, *arguments, **options)
+        finally:
+            running.discard(id(programs))
+
+    monkeypatch.setattr(EngineProcess, "evaluate", watched)
+    circuit, observable = LARGER.copy(), CHAIN.copy()  # plans are kept with their templates
+    monkeypatch.setitem(globals(), "LARGER", circuit)
+    monkeypatch.setitem(globals(), "CHAIN", observable)
+    hq.run(wide_and_small, 6, name="wide", store=store, site=site)
+    assert [entry for entry in beside if entry[0] == 10] == [(10, 2, 1), (10, 2, 1)]
+    assert {threads for qubits, threads, _ in beside if qubits == 3} == {1}
+    plans = {r.qubits: r.plan["v"] for r in recorded(store / "wide", records.Circuit)}
+    assert plans[10]["threads"] == 0
+    assert "not reproducible" in plans[10]["reason"]
+    assert plans[3]["threads"] == 1
 
 
 @hq.workflow

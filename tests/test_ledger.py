@@ -73,7 +73,7 @@ JOBS = st.builds(
         Need,
         st.integers(0, 24),
         st.sampled_from([0.0, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.51, 3.0, 40.0]),
-        st.integers(1, 5),
+        st.integers(0, 5),
         st.integers(1, 8),
         st.just(100),
     ),
@@ -104,6 +104,10 @@ def takes(device: Device, asked: Job) -> bool:
 def most(values: Sequence[int], slots: int) -> int:
     """The largest sum of at most ``slots`` values, by trying them all."""
     return max(sum(some) for n in range(slots + 1) for some in itertools.combinations(values, n))
+
+
+def by_itself(asked: Job) -> bool:
+    return asked.sole or asked.need.threads == 0
 
 
 class Anything(RuleBasedStateMachine):
@@ -174,10 +178,11 @@ class Anything(RuleBasedStateMachine):
             assert batch.reason
             assert all(takes(self.here[batch.device], one) for one in jobs.values())
             assert batch.bytes == max(one.need.bytes for one in jobs.values())
-            assert batch.threads == max(one.need.threads for one in jobs.values())
+            every = self.here[batch.device].threads
+            assert batch.threads == max(one.need.threads or every for one in jobs.values())
             assert len(jobs) <= MAX_BATCH_JOBS
             assert len(jobs) == 1 or batch.seconds <= MAX_BATCH_SECONDS + 1e-9
-            assert len(jobs) == 1 or not any(one.alone or one.sole for one in jobs.values())
+            assert len(jobs) == 1 or not any(one.alone or by_itself(one) for one in jobs.values())
             assert len({(one.kind, one.priority, one.need.threads) for one in jobs.values()}) == 1
         assert self.ledger.decide(self.now) == []  # it had decided everything
 
@@ -202,7 +207,7 @@ class Anything(RuleBasedStateMachine):
             assert threads <= device.threads
             assert len(batches) <= device.slots * (1 + self.lookahead)
             jobs = {i: one for batch, held in self.running.values() if batch.device == name for i, one in held.items()}
-            assert len(jobs) <= 1 or not any(one.sole for one in jobs.values())
+            assert len(jobs) <= 1 or not any(by_itself(one) for one in jobs.values())
 
     def teardown(self) -> None:
         """Whatever happened: with every device there, everything still waiting is run, once each."""
@@ -776,6 +781,32 @@ def test_equal_calls_give_equal_answers(asked: list[Job], policy: str, ends: int
     assert play() == play()
 
 
+# -- wide programs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_wide_one_has_all_slots_and_threads_of_a_device() -> None:
+    made = ledger(Device("four", 4, 16 * GiB, 4, 0.012))
+    for number in range(4):
+        made.submit(job(f"small {number}"), 0.0)
+    small = made.decide(0.0)
+    assert {batch.threads for batch in small} == {1}
+    made.submit(job("wide", 10.0, threads=0), 0.1)
+    made.submit(job("late"), 0.2)
+    for batch in small[:3]:
+        made.done(batch, 1.0)
+        assert made.decide(1.0) == []  # one is still on it, and nobody else is let in before
+    made.done(small[3], 2.0)
+    assert sent(drain(made, 2.0)) == [("four", ("wide",)), ("four", ("late",))]
+    made = ledger(Device("four", 4, 16 * GiB, 4, 0.012))
+    made.submit(job("wide", 10.0, threads=0), 0.0)
+    (wide,) = made.decide(0.0)
+    assert (wide.threads, made.reserved("four")) == (4, (GiB, 4))
+    made.submit(job("small"), 0.1)
+    assert made.decide(0.1) == []
+    made.done(wide, 10.0)
+    assert sent(made.decide(10.0)) == [("four", ("small",))]
+
+
 # -- long calls in parts -----------------------------------------------------------------------------------------------
 
 
@@ -810,6 +841,7 @@ def test_slots_that_are_free_for_the_parts_of_one() -> None:
     assert made.free(job("parts", memory=3 * GiB)) == 2
     assert made.free(job("parts", memory=5 * GiB)) == 0
     assert made.free(job("parts", threads=2)) == 1
+    assert made.free(job("parts", threads=0)) == 2
     assert made.free(job("parts", pin="pair")) == 2
     assert made.free(job("parts", backend="q")) == 4
     made.submit(job("one", pin="pair"), 0.0)

@@ -750,6 +750,11 @@ def fingerprint(program: Program) -> str:
     return f"{program.template.digest} {plan.engine} {plan.method} {plan.sampling} {plan.gradient} {program.shots}"
 
 
+def _kind(program: Program) -> str:
+    """Programs whose times are off by about the same: estimates are those of one thread."""
+    return _work(program)[0] + (" on all threads" if program.plan.threads != 1 else "")
+
+
 class Corrections:
     """Factors on estimates, by `fingerprint`, from times that were observed. Thread-safe.
 
@@ -771,7 +776,7 @@ class Corrections:
         """What an estimate is multiplied by; 1 where nothing is known."""
         ratios = self._ratios.get(fingerprint(program))
         if ratios is None:
-            ratios = self._kinds.get(features(program)[0], ())
+            ratios = self._kinds.get(_kind(program), ())
             if len(ratios) < _KIND // 3:
                 return 1.0
         return statistics.median(ratios)
@@ -786,7 +791,7 @@ class Corrections:
             observed = max(observed - preparation(program, calibration), observed / 10)
         if not (estimate > 0 and observed > 0 and math.isfinite(observed)):
             return
-        key, kind, ratio = fingerprint(program), features(program)[0], observed / estimate
+        key, kind, ratio = fingerprint(program), _kind(program), observed / estimate
         with self._lock:
             self._ratios[key] = (*self._ratios.pop(key, ()), ratio)[-_KEPT:]
             self._kinds[kind] = (*self._kinds.get(kind, ()), ratio)[-_KIND:]

@@ -78,6 +78,28 @@ def test_derivatives_in_parts_are_those_of_the_whole(engine, make, shots):
         assert {part.values.tobytes() for part in found} == {expected.values.tobytes()}
 
 
+@pytest.mark.parametrize("shots", [None, 1000])
+def test_a_wide_program_runs_on_the_threads_of_its_plan(make, monkeypatch, shots):
+    """From 14 qubits on, which is where Aer lets threads share a state."""
+    engine, taken = AerEngine(2**30), []
+    execute = type(engine._backend("statevector"))._execute_circuits
+
+    def noted(self, *arguments):
+        output = execute(self, *arguments)
+        taken.append(output["results"][0]["metadata"]["parallel_state_update"])
+        return output
+
+    monkeypatch.setattr(type(engine._backend("statevector")), "_execute_circuits", noted)
+    circuit = efficient_su2(15, reps=1)
+    one = make(circuit, heisenberg(15), np.linspace(0.1, 1, 60), shots=shots)
+    two = dataclasses.replace(one, plan=dataclasses.replace(one.plan, threads=2))
+    first, second, again = engine.evaluate([one, two, one])
+    assert taken == [1, 2, 1]
+    np.testing.assert_allclose(second.values, first.values, atol=1e-10 if shots is None else 0.5)
+    assert again.values.tobytes() == first.values.tobytes()
+    assert second.peak_bytes <= need(two).bytes
+
+
 @pytest.mark.parametrize("n", [2, 9, 13, 14, 15])
 def test_bits_of_wide_rows(engine, public_engine, make, n):
     """Aer fuses gates from 14 qubits on."""
