@@ -319,12 +319,15 @@ class Dispatcher:
         """
         return need(asked, self._calibration, self._corrections)
 
-    def _learn(self, asked: Program, outcome: Outcome) -> None:
-        """Correct what is predicted for programs like this one; of many, only now and then another one."""
+    def _learn(self, asked: Program, outcome: Outcome, speed: float = 1.0) -> None:
+        """Correct what is predicted for programs like this one; of many, only now and then another one.
+
+        ``speed`` is that of the device: predictions are those of a device of speed 1.
+        """
         seen = self._observed[asked.template.digest]
         self._observed[asked.template.digest] = seen + 1
         if seen < _LEARNED or seen % _LEARNED == 0:
-            self._corrections.observe(asked, outcome.seconds, self._calibration, first=seen == 0)
+            self._corrections.observe(asked, outcome.seconds * speed, self._calibration, first=seen == 0)
 
     def evaluate(self, ask: ProgramAsk, *, alone: bool) -> None:
         """Resolve ``ask.future``: at hand, in this thread, if the placement says so; else as `submit` does."""
@@ -839,15 +842,22 @@ class Dispatcher:
         else:
             self._send_steps(cluster, batch, asks)
 
-    def _ended(self, batch: Batch) -> None:
-        """A batch is no longer where it was, and its jobs are no longer asked for."""
+    def _ended(self, batch: Batch, outcomes: Sequence[Any] = ()) -> float:
+        """A batch is no longer where it was, and its jobs are no longer asked for; the speed of its device.
+
+        What evaluations took, if none failed, is compared with what was predicted of them.
+        """
+        measured = [outcome.seconds for outcome in outcomes if isinstance(outcome, Outcome)]
+        seconds = sum(measured) if len(measured) == len(batch.jobs) else None
         with self._lock:
+            assert self._ledger is not None
+            speed = self._ledger.speed(batch.device)
             for number in batch.jobs:
                 self._asks.pop(number, None)
                 self._jobs.pop(number, None)
             with contextlib.suppress(KeyError):  # its worker left before
-                assert self._ledger is not None
-                self._ledger.done(batch, time.monotonic())
+                self._ledger.done(batch, time.monotonic(), seconds)
+        return speed
 
     def _again(self, ask: _Ask) -> None:
         """Ask once more what was not answered."""
@@ -905,12 +915,12 @@ class Dispatcher:
                     outcomes = list(engine.evaluate(programs, limit, expected=batch.bytes))
             except BaseException as error:  # noqa: BLE001  # raised where the futures are waited for
                 outcomes = [error] * len(asks)
-            self._ended(batch)
+            speed = self._ended(batch, outcomes)
             for one, outcome in zip(asks, outcomes, strict=True):
                 if isinstance(outcome, Advance):
                     _resolve(one.future, functools.partial(Advanced, outcome, batch.device, None))
                 else:
-                    self._answer_program(one, outcome, started, batch.device)
+                    self._answer_program(one, outcome, started, batch.device, speed)
             self._pump()
 
         beside.submit(work)
@@ -921,24 +931,24 @@ class Dispatcher:
         first = asks[0]
         others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
         key = (f"quantum-{first.name}", f"{self._run}/{first.label}{others}", first.attempt)
-        needs = {SLOTS: 1, BYTES: batch.bytes}
+        needs = {SLOTS: batch.threads, BYTES: batch.bytes}  # a wide one has all of them
         timeout = _together([a.timeout for a in asks])
         started = time.time()
 
         def done(answer: Any, error: BaseException | None) -> None:
-            self._ended(batch)
+            where = ""
+            outcomes: Sequence[Any] = [error] * len(asks)
             if error is None:
                 packed, where = answer
                 outcomes = _outcomes(packed, len(asks), where)
-            elif isinstance(error, TooLarge) and len(asks) > 1:  # one of them outgrew its memory
+            speed = self._ended(batch, outcomes)
+            if isinstance(error, TooLarge) and len(asks) > 1:  # one of them outgrew its memory
                 for ask in asks:
                     ask.attempt, ask.lone = ask.attempt + 1, True
                     self._again(ask)
                 return
-            else:
-                where, outcomes = "", [error] * len(asks)
             for ask, outcome in zip(asks, outcomes, strict=True):
-                self._answer_program(ask, outcome, started, where)
+                self._answer_program(ask, outcome, started, where, speed)
             self._pump()
 
         packed = pack([_with_threads(a.program, batch.threads) for a in asks])
@@ -978,9 +988,9 @@ class Dispatcher:
         arguments = (packed, ask.loop.token, ask.timeout, batch.bytes)
         cluster.submit(run_loop, arguments, key=key, needs=needs, done=done, on=batch.device)
 
-    def _answer_program(self, ask: ProgramAsk, outcome: Outcome | BaseException, started: float, where: str) -> None:
+    def _answer_program(self, ask: ProgramAsk, outcome: Any, started: float, where: str, speed: float) -> None:
         if isinstance(outcome, Outcome):
-            self._learn(ask.program, outcome)
+            self._learn(ask.program, outcome, speed)
             _resolve(ask.future, lambda: ask.finish(Evaluated(outcome, started, where, ask.attempt)))
         else:
             self._failed(ask, outcome)

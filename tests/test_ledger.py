@@ -66,6 +66,8 @@ DEVICES = [
     Device("near", 1, 9, 1, 1e-4, kinds=("quantum",), aside=True),
     Device("qpu", 1, 100, 1, 2.0, qubits=6, backend="qpu", cost_per_shot=1e-3, kinds=("quantum",)),
 ]
+DONE = {"a": 1.0, "b": 2.0, "c": 30.0, "d": 0.1, "near": 0.0, "qpu": 1.0}
+"""How slow each is, at random; nothing is measured of what is near."""
 JOBS = st.builds(
     Job,
     id=st.integers(0, 60),
@@ -191,7 +193,7 @@ class Anything(RuleBasedStateMachine):
     def done(self, pick: random.Random, seconds: float) -> None:
         self.now += seconds
         batch, _ = self.running.pop(pick.choice(sorted(self.running)))
-        self.ledger.done(batch, self.now)
+        self.ledger.done(batch, self.now, seconds * DONE[batch.device] or None)
 
     @precondition(lambda self: self.ledger is not None)
     @invariant()
@@ -805,6 +807,35 @@ def test_a_wide_one_has_all_slots_and_threads_of_a_device() -> None:
     assert made.decide(0.1) == []
     made.done(wide, 10.0)
     assert sent(made.decide(10.0)) == [("four", ("small",))]
+
+
+# -- speeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_speeds_are_corrected_by_what_batches_took() -> None:
+    """Twice the seconds of others with the same jobs, whatever was predicted of these."""
+    made = ledger(*(replace(WORKER, name=name) for name in "abcd"))
+    slow = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 2.0}
+    for turn in range(40):
+        for name in "abcd":
+            wrong = (0.5, 4.0, 1.0)[turn % 3]
+            made.submit(job(f"{name}{turn}", pin=name, template=f"t{turn % 3}"), float(turn))
+            (batch,) = made.decide(float(turn))
+            made.done(batch, turn + 0.5, wrong * slow[name])
+    assert [made.speed(name) for name in "abcd"] == pytest.approx([1.0, 1.0, 1.0, 0.5])
+    made.leave("d")
+    made.join(replace(WORKER, name="d"))
+    assert (made.speed("d"), made.speed("nowhere")) == (1.0, 1.0)
+
+
+def test_what_runs_on_one_device_alone_says_nothing_of_its_speed() -> None:
+    made = ledger(replace(WORKER, name="a"), replace(WORKER, name="b"))
+    for turn in range(40):
+        for name, took in (("a", 1.0), ("b", 5.0)):
+            made.submit(job(f"{name}{turn}", pin=name, template=f"only {name}"), float(turn))
+            (batch,) = made.decide(float(turn))
+            made.done(batch, turn + 0.5, took)
+    assert made.speed("a") == made.speed("b") == 1.0
 
 
 # -- long calls in parts -----------------------------------------------------------------------------------------------
