@@ -42,7 +42,7 @@ from hybridq.errors import (
 )
 from hybridq.ledger import Ledger
 from hybridq.location import Location
-from hybridq.policies import Batch, Device, Job
+from hybridq.policies import Batch, Device, Job, Part, parted
 from hybridq.program import Outcome, Program
 from hybridq.progress import Progress
 from hybridq.resources import KINDS, ROUND_TRIP, Need, worker_allowance
@@ -153,8 +153,8 @@ class ProgramAsk(_Ask):
     is not, it fails as `Changed`."""
     lone: bool = False
     """Whether it travels alone: it was with others whose engine process outgrew its memory."""
-    rows: str = ""
-    """Which rows of a program that is spread over workers, as "[0:250]"."""
+    part: Part | None = None
+    """Which part of a program that is spread over devices."""
 
     @property
     def evaluates(self) -> Program:
@@ -164,7 +164,10 @@ class ProgramAsk(_Ask):
     @property
     def label(self) -> str:
         """Its name in the queue and on the cluster."""
-        return f"{self.location}{self.rows}"
+        if self.part is None:
+            return str(self.location)
+        (first, stop), (left, right) = self.part
+        return f"{self.location}[{first}:{stop}]" + (f"[{left}:{right}]" if self.program.derived else "")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -221,20 +224,24 @@ class Places:
     hosting: frozenset[str] = frozenset()
     """Identities of backends whose programs run beside the workers, named or not: those that are not simulated here."""
 
-    def placed(self, required: Need, *, alone: bool, what: str = "the program", device: str = "", backend: str = ""
-               ) -> str:  # fmt: skip
-        """The name of where a program would go; raises `PlacementError` with what it would be refused with.
+    def placed(self, required: Need, *, alone: bool, what: str = "the program", device: str = "", backend: str = "",
+               divisible: tuple[int, int] = (1, 1)) -> str:  # fmt: skip
+        """Where a program would go, in words; raises `PlacementError` with what it would be refused with.
 
-        ``device`` is the one it asks for, or "", ``backend`` the identity of what evaluates it.
+        ``device`` is the one it asks for, or "", ``backend`` the identity of what evaluates it, ``divisible`` what
+        `Program.divisible` says of it.
         """
         hosted = bool(device) or backend in self.hosting
         if alone and not hosted and _at_hand(required, self.workers):
             return "the driver's engine"
         job = Job(what, required, pin=device or None, backend=backend if hosted else "")
-        refusal = Ledger(expected=(*self.workers, *self.beside)).submit(job, 0.0)
+        ledger = Ledger(expected=(*self.workers, *self.beside))
+        count = len(parted(*divisible, required.seconds, ledger.free(job), _WORTH_THE_TRIP)) if alone else 1
+        refusal = ledger.submit(job, 0.0)
         if refusal is not None:
             raise refusal.error
-        return device or ", ".join(d.name for d in self.beside if hosted and d.backend == backend) or self.name
+        name = device or ", ".join(d.name for d in self.beside if hosted and d.backend == backend) or self.name
+        return f"{name}, in {count} parts side by side" if count > 1 else name
 
     @property
     def largest(self) -> int:
@@ -312,12 +319,15 @@ class Dispatcher:
         """
         return need(asked, self._calibration, self._corrections)
 
-    def _learn(self, asked: Program, outcome: Outcome) -> None:
-        """Correct what is predicted for programs like this one; of many, only now and then another one."""
+    def _learn(self, asked: Program, outcome: Outcome, speed: float = 1.0) -> None:
+        """Correct what is predicted for programs like this one; of many, only now and then another one.
+
+        ``speed`` is that of the device: predictions are those of a device of speed 1.
+        """
         seen = self._observed[asked.template.digest]
         self._observed[asked.template.digest] = seen + 1
         if seen < _LEARNED or seen % _LEARNED == 0:
-            self._corrections.observe(asked, outcome.seconds, self._calibration, first=seen == 0)
+            self._corrections.observe(asked, outcome.seconds * speed, self._calibration, first=seen == 0)
 
     def evaluate(self, ask: ProgramAsk, *, alone: bool) -> None:
         """Resolve ``ask.future``: at hand, in this thread, if the placement says so; else as `submit` does."""
@@ -342,7 +352,7 @@ class Dispatcher:
             if ask.timeout is not None or ask.lone:  # a time limit is a batch's: such a program travels alone
                 required = replace(required, seconds=max(required.seconds, _PACKED_SECONDS))
             # what is asked again goes as it went, under a name of its own
-            parts = self._parts(ask.program, required) if not (ask.tries or ask.rows) else []
+            parts = self._parts(ask.program, required) if not (ask.tries or ask.part) else ()
             if len(parts) > 1:
                 self._spread(ask, parts)
             else:
@@ -350,37 +360,27 @@ class Dispatcher:
         except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
             _resolve(ask.future, lambda error=error: _raise(error))  # type: ignore[misc]
 
-    def _parts(self, asked: Program, required: Need) -> list[slice]:
-        """The rows of a program for each of the slots that are free, where that is worth a trip to each.
+    def _parts(self, asked: Program, required: Need) -> tuple[Part, ...]:
+        """A program as parts for the slots that are free, where that is worth a trip to each.
 
-        A row's bits do not depend on the others, so neither does the result.
+        The bits of a row, and of a derivative, do not depend on the others, so neither do the result's.
         """
-        whole = [slice(0, asked.rows)]
-        if asked.rows < 2 or asked.plan.sampling == "backend" or required.seconds < 2 * _WORTH_THE_TRIP:
-            return whole
+        if asked.divisible == (1, 1) or required.seconds < 2 * _WORTH_THE_TRIP:
+            return ()
         self._workers_known()
         with self._lock:
-            ledger = self._ledger
-            assert ledger is not None
-            if self._hosted(asked) or ledger.waiting:
-                return whole
-            there = [d for d in ledger.devices if d.name not in self._beside]
-            free = (
-                sum(max(0, d.slots - len(ledger.running(d.name))) for d in there)
-                if there
-                else sum(d.slots for d in self._expected)
-            )
-        count = max(1, min(free, asked.rows, int(required.seconds / _WORTH_THE_TRIP)))
-        bounds = [asked.rows * i // count for i in range(count + 1)]
-        return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+            assert self._ledger is not None
+            job = Job("", required, pin=asked.device or None, backend=asked.backend if self._hosted(asked) else "")
+            slots = self._ledger.free(job)
+        return parted(*asked.divisible, required.seconds, slots, _WORTH_THE_TRIP)
 
-    def _spread(self, ask: ProgramAsk, parts: Sequence[slice]) -> None:
-        """Queue a program's rows as several programs; ``ask`` is answered when the last of them is."""
+    def _spread(self, ask: ProgramAsk, parts: Sequence[Part]) -> None:
+        """Queue a program as several; ``ask`` is answered when the last of them is."""
         asked, left, lock = ask.program, [len(parts)], threading.Lock()
         several = [
             ProgramAsk(
                 name=ask.name, location=ask.location, timeout=ask.timeout, priority=ask.priority, attempt=ask.attempt,
-                program=_rows_of(asked, part), finish=lambda found: found, rows=f"[{part.start}:{part.stop}]",
+                program=_part_of(asked, part), finish=lambda found: found, part=part,
             )
             for part in parts
         ]  # fmt: skip
@@ -390,7 +390,7 @@ class Dispatcher:
                 left[0] -= 1
                 if left[0]:
                     return
-            _resolve(ask.future, lambda: ask.finish(_joined([one.future.result() for one in several])))
+            _resolve(ask.future, lambda: ask.finish(_joined(parts, [one.future.result() for one in several])))
 
         for one in several:
             one.future.add_done_callback(ended)
@@ -842,15 +842,22 @@ class Dispatcher:
         else:
             self._send_steps(cluster, batch, asks)
 
-    def _ended(self, batch: Batch) -> None:
-        """A batch is no longer where it was, and its jobs are no longer asked for."""
+    def _ended(self, batch: Batch, outcomes: Sequence[Any] = ()) -> float:
+        """A batch is no longer where it was, and its jobs are no longer asked for; the speed of its device.
+
+        What evaluations took, if none failed, is compared with what was predicted of them.
+        """
+        measured = [outcome.seconds for outcome in outcomes if isinstance(outcome, Outcome)]
+        seconds = sum(measured) if len(measured) == len(batch.jobs) else None
         with self._lock:
+            assert self._ledger is not None
+            speed = self._ledger.speed(batch.device)
             for number in batch.jobs:
                 self._asks.pop(number, None)
                 self._jobs.pop(number, None)
             with contextlib.suppress(KeyError):  # its worker left before
-                assert self._ledger is not None
-                self._ledger.done(batch, time.monotonic())
+                self._ledger.done(batch, time.monotonic(), seconds)
+        return speed
 
     def _again(self, ask: _Ask) -> None:
         """Ask once more what was not answered."""
@@ -904,15 +911,16 @@ class Dispatcher:
                     outcomes = [engine.advance(ask.loop, len(points), points, seconds, ask.timeout, batch.bytes)]
                 else:
                     limit = _together([a.timeout for a in asks])
-                    outcomes = list(engine.evaluate([a.program for a in asks], limit, expected=batch.bytes))
+                    programs = [_with_threads(a.program, batch.threads) for a in asks]
+                    outcomes = list(engine.evaluate(programs, limit, expected=batch.bytes))
             except BaseException as error:  # noqa: BLE001  # raised where the futures are waited for
                 outcomes = [error] * len(asks)
-            self._ended(batch)
+            speed = self._ended(batch, outcomes)
             for one, outcome in zip(asks, outcomes, strict=True):
                 if isinstance(outcome, Advance):
                     _resolve(one.future, functools.partial(Advanced, outcome, batch.device, None))
                 else:
-                    self._answer_program(one, outcome, started, batch.device)
+                    self._answer_program(one, outcome, started, batch.device, speed)
             self._pump()
 
         beside.submit(work)
@@ -923,27 +931,28 @@ class Dispatcher:
         first = asks[0]
         others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
         key = (f"quantum-{first.name}", f"{self._run}/{first.label}{others}", first.attempt)
-        needs = {SLOTS: 1, BYTES: batch.bytes}
+        needs = {SLOTS: batch.threads, BYTES: batch.bytes}  # a wide one has all of them
         timeout = _together([a.timeout for a in asks])
         started = time.time()
 
         def done(answer: Any, error: BaseException | None) -> None:
-            self._ended(batch)
+            where = ""
+            outcomes: Sequence[Any] = [error] * len(asks)
             if error is None:
                 packed, where = answer
                 outcomes = _outcomes(packed, len(asks), where)
-            elif isinstance(error, TooLarge) and len(asks) > 1:  # one of them outgrew its memory
+            speed = self._ended(batch, outcomes)
+            if isinstance(error, TooLarge) and len(asks) > 1:  # one of them outgrew its memory
                 for ask in asks:
                     ask.attempt, ask.lone = ask.attempt + 1, True
                     self._again(ask)
                 return
-            else:
-                where, outcomes = "", [error] * len(asks)
             for ask, outcome in zip(asks, outcomes, strict=True):
-                self._answer_program(ask, outcome, started, where)
+                self._answer_program(ask, outcome, started, where, speed)
             self._pump()
 
-        arguments = (pack([a.program for a in asks]), timeout, batch.bytes)
+        packed = pack([_with_threads(a.program, batch.threads) for a in asks])
+        arguments = (packed, timeout, batch.bytes)
         cluster.submit(run_batch, arguments, key=key, needs=needs, done=done, on=batch.device)
 
     def _send_loop(self, cluster: Cluster, batch: Batch, ask: LoopAsk) -> None:
@@ -979,9 +988,9 @@ class Dispatcher:
         arguments = (packed, ask.loop.token, ask.timeout, batch.bytes)
         cluster.submit(run_loop, arguments, key=key, needs=needs, done=done, on=batch.device)
 
-    def _answer_program(self, ask: ProgramAsk, outcome: Outcome | BaseException, started: float, where: str) -> None:
+    def _answer_program(self, ask: ProgramAsk, outcome: Any, started: float, where: str, speed: float) -> None:
         if isinstance(outcome, Outcome):
-            self._learn(ask.program, outcome)
+            self._learn(ask.program, outcome, speed)
             _resolve(ask.future, lambda: ask.finish(Evaluated(outcome, started, where, ask.attempt)))
         else:
             self._failed(ask, outcome)
@@ -1120,24 +1129,38 @@ def _together(timeouts: Sequence[float | None]) -> float | None:
     return sum(given) if len(given) == len(timeouts) else None
 
 
-def _rows_of(asked: Program, part: slice) -> Program:
-    """Some rows of a program, as a program."""
-    theta = asked.theta[part]
-    return replace(asked, theta=theta, seeds=asked.seeds[part], batch_shape=(len(theta),))
+def _with_threads(asked: Program, threads: int) -> Program:
+    """A program as it is sent to where it gets so many threads, if its plan says that it takes what there are."""
+    return asked if asked.plan.threads else replace(asked, plan=replace(asked.plan, threads=threads))
 
 
-def _joined(parts: Sequence[Evaluated]) -> Evaluated:
-    """The outcome of all rows, from those of parts of them, in order."""
-    outcomes = [part.outcome for part in parts]
-    bits = [outcome.bits for outcome in outcomes if outcome.bits is not None]
-    gradients = [outcome.gradients for outcome in outcomes if outcome.gradients is not None]
-    outcome = Outcome(
-        np.concatenate([o.values for o in outcomes]), np.concatenate([o.stderrs for o in outcomes]),
-        np.concatenate(bits) if bits else None, sum(o.seconds for o in outcomes), max(o.peak_bytes for o in outcomes),
-        np.concatenate(gradients) if gradients else None,
+def _part_of(asked: Program, part: Part) -> Program:
+    """A part of a program, as a program."""
+    rows = slice(*part.rows)
+    derived = part.columns if part.columns != (0, asked.divisible[1]) else None
+    theta = asked.theta[rows]
+    return replace(asked, theta=theta, seeds=asked.seeds[rows], batch_shape=(len(theta),), derived=derived)
+
+
+def _joined(parts: Sequence[Part], found: Sequence[Evaluated]) -> Evaluated:
+    """The outcome of a program, from those of its parts, in order."""
+    outcomes = [one.outcome for one in found]
+    # parts of one row have its value each, from the same seed
+    rows = [o for part, o in zip(parts, outcomes, strict=True) if part.columns[0] == 0]
+    slopes: list[list[Any]] = []
+    for part, outcome in zip(parts, outcomes, strict=True):
+        if outcome.gradients is not None:
+            if part.columns[0] == 0:
+                slopes.append([])
+            slopes[-1].append(outcome.gradients)
+    joined = Outcome(
+        np.concatenate([o.values for o in rows]), np.concatenate([o.stderrs for o in rows]),
+        None if rows[0].bits is None else np.concatenate([o.bits for o in rows if o.bits is not None]),
+        sum(o.seconds for o in outcomes), max(o.peak_bytes for o in outcomes),
+        np.concatenate([np.concatenate(row, axis=2) for row in slopes]) if slopes else None,
     )  # fmt: skip
-    where = ", ".join(dict.fromkeys(part.where for part in parts))
-    return Evaluated(outcome, min(part.started for part in parts), where, max(part.attempt for part in parts))
+    where = ", ".join(dict.fromkeys(one.where for one in found))
+    return Evaluated(joined, min(one.started for one in found), where, max(one.attempt for one in found))
 
 
 def _outcomes(packed: bytes, count: int, where: str) -> list[Outcome | BaseException]:

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import heapq
 import math
+import statistics
 from bisect import bisect_left, insort
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from hybridq.errors import NoDevice, PlacementError, TooLarge
@@ -51,6 +53,15 @@ _LINES_AHEAD = 8
 """Where no slot is free, so many lines, at most, are asked whether they send something ahead."""
 _LINES_A_BATCH = 8
 """From so many further lines, at most, a batch is filled up."""
+_TELLING = 0.005
+"""Seconds from which a prediction says something about the device: what is added to shorter batches is not its work."""
+_LIKELY = 8
+"""So many batches of a device, at least, correct its speed; the last `_KEPT` of them, and of each template."""
+_KEPT = 25
+_TEMPLATES = 1024
+_MOVED = math.log(1.15)
+"""By less a speed is not changed: it would be found anew all the time. Nor by less than `_CERTAIN` standard errors."""
+_CERTAIN = 3.0
 _DRAINABLE = 16
 """So many devices, at most, are compared when one is to be kept free for a large job."""
 
@@ -170,6 +181,11 @@ class _Sent:
     ends: float | None
     """When it is predicted to end; None while it waits there for a slot."""
     sole: bool = False
+    """Whether nothing may be beside it."""
+    work: float = 0.0
+    """Predicted seconds at speed 1."""
+    template: str | None = None
+    """Of all its jobs; None where they differ."""
 
 
 @dataclass(eq=False, slots=True)
@@ -179,6 +195,8 @@ class _Station:
     device: Device
     kind: _Kind
     number: int
+    declared: float
+    """Its speed as it joined; that of `device` is corrected."""
     turn: int = 0
     version: int = 0
     """Of its entries in heaps only the latest counts."""
@@ -207,7 +225,7 @@ class _Station:
 
     def holds(self, job: Job) -> bool:
         need = job.need
-        return need.bytes <= self.room and need.threads <= self.width and not (job.sole and self.sent)
+        return need.bytes <= self.room and need.threads <= self.width and not (self.sent and _whole(job))
 
     def put(self, sent: _Sent) -> None:
         insort(self.bytes, sent.batch.bytes)
@@ -252,7 +270,7 @@ class _Station:
         for sent in sorted(self.sent.values(), key=lambda s: math.inf if s.ends is None else s.ends):
             slots = self.device.slots
             height, width = _room(heights, slots, self.device.bytes), _room(widths, slots, self.device.threads)
-            if not job.sole and need.bytes <= height and need.threads <= width:
+            if not _whole(job) and need.bytes <= height and need.threads <= width:
                 break
             heights.remove(sent.batch.bytes)
             widths.remove(sent.batch.threads)
@@ -264,6 +282,20 @@ def _room(reserved: Sequence[int], slots: int, allowed: int) -> int:
     """The largest amount that can join ``reserved`` (ascending) with its ``slots`` largest within ``allowed``."""
     largest = reserved[-slots:]
     return allowed - sum(largest) + (largest[0] if len(largest) == slots else 0)
+
+
+def _beside(device: Device, reserved: Sequence[int], threads: Sequence[int], job: Job) -> int:
+    """How many jobs like ``job`` the device can run beside batches with such reservations."""
+    need = job.need
+    room, width = device.bytes - sum(reserved), device.threads - sum(threads)
+    if _whole(job):
+        return int(not reserved and need.bytes <= room)
+    return max(0, min(device.slots - len(reserved), width // need.threads, room // max(1, need.bytes)))
+
+
+def _whole(job: Job) -> bool:
+    """Whether nothing may be beside it on its device."""
+    return job.sole or not job.need.threads
 
 
 @dataclass(eq=False, slots=True)
@@ -299,7 +331,7 @@ class _Kind:
 
     def best(self, job: Job) -> _Station | None:
         """The preferred of the open devices that have room for ``job``."""
-        if job.sole:
+        if _whole(job):
             return next((station for station in self.roomiest() if station.holds(job)), None)
         need = job.need
         height, width = need.bytes.bit_length(), need.threads.bit_length()
@@ -360,6 +392,55 @@ class _Share:
         return start
 
 
+class _Speeds:
+    """How fast devices are beside one another, from what their batches took.
+
+    A batch counts by the logarithm of its seconds over those predicted. What is usual for its template, wherever it
+    runs, is a wrong prediction and not the device's doing; the median of what is left is the device's own slowness. The
+    devices' lower median is as fast as it was said to be.
+    """
+
+    def __init__(self) -> None:
+        self._usual: OrderedDict[str, tuple[deque[float], float]] = OrderedDict()
+        self._own: dict[str, deque[tuple[str, float]]] = {}
+        self._slow: dict[str, float] = {}
+        self._sorted: list[float] = []
+
+    def observe(self, name: str, template: str, predicted: float, seconds: float) -> float | None:
+        """Note a batch; the logarithm of what the declared speed of the device is to be multiplied by, if known.
+
+        It is 0 as long as the difference may be chance.
+        """
+        ratio = math.log(seconds / predicted)
+        last, _ = self._usual.pop(template, (deque(maxlen=2 * _KEPT), 0.0))
+        last.append(ratio)
+        self._usual[template] = last, statistics.median(last)
+        if len(self._usual) > _TEMPLATES:
+            self._usual.popitem(last=False)
+        own = self._own.setdefault(name, deque(maxlen=_KEPT))
+        own.append((template, ratio))
+        if len(own) < _LIKELY:
+            return None
+        left = [one - self._usual[known][1] for known, one in own if known in self._usual]
+        slow = statistics.median(left)
+        self._drop(name)
+        self._slow[name] = slow
+        insort(self._sorted, slow)
+        found = self._sorted[(len(self._sorted) - 1) // 2] - slow
+        # of a median, from the median distance to it, as if they were normally distributed
+        error = 1.253 * 1.483 * statistics.median(abs(one - slow) for one in left) / math.sqrt(len(left))
+        return found if abs(found) > max(_MOVED, _CERTAIN * error) else 0.0
+
+    def forget(self, name: str) -> None:
+        """The device is gone."""
+        self._own.pop(name, None)
+        self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        if name in self._slow:
+            del self._sorted[bisect_left(self._sorted, self._slow.pop(name))]
+
+
 class Ledger:
     """What waits, what runs where, and what to do next. Not thread-safe; needs no thread of its own.
 
@@ -402,6 +483,7 @@ class Ledger:
         self._groups: list[tuple[float, float, int, _Group]] = []
         self._waiting: dict[Hashable, _Waiting] = {}
         self._running: dict[Hashable, str] = {}
+        self._speeds = _Speeds()
         self._shares: dict[str, _Share] = {}
         self._share_clock = 0.0
         self._open = self._idle = 0  # a bit for each kind that has an open device; one with a free slot
@@ -440,6 +522,24 @@ class Ledger:
         slots = station.device.slots
         return sum(station.bytes[-slots:]), sum(station.threads[-slots:])
 
+    def free(self, job: Job) -> int:
+        """How many jobs like ``job``, which is not submitted, could begin side by side now; none if others wait.
+
+        Where no device has joined that could take it, those that are expected count.
+        """
+        if self._waiting:
+            return 0
+        there = [s for s in self._stations.values() if not s.device.aside and takes(s.device, job)]
+        if there:
+            return sum(0 if s.keeps else _beside(s.device, s.bytes, s.threads, job) for s in there if s.lanes)
+        expected = (d for d in self._expected.values() if not d.aside and takes(d, job))
+        return sum(_beside(device, (), (), job) for device in expected)
+
+    def speed(self, name: str) -> float:
+        """How fast device ``name`` is, as far as is known by now; 1 if it is not there."""
+        station = self._stations.get(name)
+        return 1.0 if station is None else station.device.speed
+
     def stranded(self) -> list[Refusal]:
         """Waiting jobs that nothing present or expected could take, since a device left; they stay in the queue."""
         lost = [w.job for w in self._waiting.values() if not self._possible(w.job, w.line)]
@@ -467,32 +567,21 @@ class Ledger:
         check(device)
         if device.name in self._stations:
             raise ValueError(f"a device named {device.name!r} has joined already")
-        known = len(self._kinds)
-        kind = self._kind(device)
-        grown = device.bytes > kind.most
-        kind.count_in(device.bytes)
-        kind.stations += 1
-        kind.rate += device.slots * device.speed
         self._joined += 1
-        station = self._stations[device.name] = _Station(device, kind, self._joined)
+        station = self._stations[device.name] = _Station(device, self._count(device), self._joined, device.speed)
         station.pinned = [line for line in self._lines.values() if line.sample.pin == device.name]
-        if grown or len(self._kinds) > known:
-            for line in self._lines.values():
-                self._match_kinds(line)
         self._changed(station, now)
 
     def leave(self, name: str) -> tuple[Hashable, ...]:
         """A device is gone; the jobs that were on it, in the order they were sent. Raises KeyError if unknown."""
         station = self._stations.pop(name)
+        self._speeds.forget(name)
         self._keep(station, None)
         lost = tuple(job for sent in station.sent.values() for job in sent.batch.jobs)
         for job in lost:
             del self._running[job]
         self._close(station)
-        kind = station.kind
-        kind.stations -= 1
-        kind.rate = kind.rate - station.device.slots * station.device.speed if kind.stations else 0.0
-        kind.count_out(station.device.bytes)
+        self._discount(station)
         station.version = -1
         for line in station.pinned:
             self._unplace(line)
@@ -506,7 +595,7 @@ class Ledger:
         if job.id in self._waiting or job.id in self._running:
             raise ValueError(f"the job {job.id!r} was submitted and is not done")
         seconds = job.need.seconds
-        if not (0 <= seconds < math.inf and job.rank >= 0 and job.need.bytes >= 0 and job.need.threads >= 1):
+        if not (0 <= seconds < math.inf and job.rank >= 0 and job.need.bytes >= 0 and job.need.threads >= 0):
             raise ValueError(f"the job {job.id!r} asks for {job.need} with rank {job.rank}")
         line = self._line(job)
         if not self._possible(job, line):
@@ -540,14 +629,22 @@ class Ledger:
         self._settle(waiting.line)
         return True
 
-    def done(self, batch: Batch, now: float) -> None:
-        """A batch is no longer on its device, however it ended. Raises KeyError if it was not there."""
+    def done(self, batch: Batch, now: float, seconds: float | None = None) -> None:
+        """A batch is no longer on its device, however it ended. Raises KeyError if it was not there.
+
+        ``seconds`` is what its jobs took in the slot, if that was measured: devices that are slower than others with
+        the same jobs are taken to be so from then on.
+        """
         station = self._stations[batch.device]
         if station.sent[batch.jobs[0]].batch != batch:
             raise KeyError(batch.jobs[0])
-        station.take(batch.jobs[0], now)
+        sent = station.take(batch.jobs[0], now)
         for job in batch.jobs:
             del self._running[job]
+        if seconds is not None and sent.template is not None and min(seconds, sent.work) >= _TELLING:
+            factor = self._speeds.observe(batch.device, sent.template, sent.work, seconds)
+            if factor is not None:
+                self._correct(station, station.declared * math.exp(factor))
         self._changed(station, now)
 
     # -- what to do --------------------------------------------------------------------------------------------------
@@ -712,7 +809,7 @@ class Ledger:
         limit = min(self._batch_seconds, max(device.latency, part))
         if job.rank > 0:  # others wait for its end, which is known only with that of the batch
             limit = min(limit, _WORTH_THE_TRIP * device.latency)
-        if seconds <= limit and not (job.alone or job.sole) and self._batch_jobs > 1:
+        if seconds <= limit and not (job.alone or _whole(job)) and self._batch_jobs > 1:
             if station.keeps is not None:
                 limit = min(limit, station.until - now - device.latency)
             for follower in self._followers(waiting, station):
@@ -729,10 +826,13 @@ class Ledger:
         else:
             company = "the only one waiting" if count == 1 else f"1 of {count} waiting"
         ids = tuple(w.job.id for w in jobs)
-        batch = Batch(device.name, ids, f"{why}; {company}", most, job.need.threads, seconds)
+        threads, work = job.need.threads or device.threads, seconds * device.speed
+        template = job.template if all(w.job.template == job.template for w in jobs) else None
+        batch = Batch(device.name, ids, f"{why}; {company}", most, threads, seconds)
         for identity in ids:
             self._running[identity] = device.name
-        station.put(_Sent(batch, now + device.latency + seconds if station.idle_slot else None, job.sole))
+        ends = now + device.latency + seconds if station.idle_slot else None
+        station.put(_Sent(batch, ends, _whole(job), work, template))
         if self.policy.shares:
             self._charge(jobs)
         for line in lines.values():
@@ -831,6 +931,41 @@ class Ledger:
         if key not in self._kinds:
             self._kinds[key] = _Kind(device, 1 << len(self._kinds))
         return self._kinds[key]
+
+    def _count(self, device: Device) -> _Kind:
+        """The kind of a device that is there from now on."""
+        known = len(self._kinds)
+        kind = self._kind(device)
+        grown = device.bytes > kind.most
+        kind.count_in(device.bytes)
+        kind.stations += 1
+        kind.rate += device.slots * device.speed
+        if grown or len(self._kinds) > known:
+            for line in self._lines.values():
+                self._match_kinds(line)
+        return kind
+
+    def _discount(self, station: _Station) -> None:
+        """A device is no longer of its kind."""
+        kind, device = station.kind, station.device
+        kind.stations -= 1
+        kind.rate = kind.rate - device.slots * device.speed if kind.stations else 0.0
+        kind.count_out(device.bytes)
+
+    def _correct(self, station: _Station, speed: float) -> None:
+        """A device is faster or slower than it was taken to be; `_changed` is to follow."""
+        if abs(math.log(speed / station.device.speed)) < _MOVED:
+            return
+        keeps = station.keeps
+        self._keep(station, None)
+        self._close(station)
+        self._discount(station)
+        station.device = replace(station.device, speed=speed)
+        station.kind = self._count(station.device)
+        self._keep(station, keeps)
+        self._freed += 1
+        for line in self._lines.values():  # who waits for a kind may find the device in another
+            line.parked = -math.inf
 
     def _changed(self, station: _Station, now: float) -> None:
         """Bring the indexes up to date with a device."""
@@ -1068,5 +1203,5 @@ def _alike(sample: Job, job: Job) -> bool:
         and sample.backend == job.backend
         and sample.need.threads == job.need.threads
         and sample.pin == job.pin
-        and not (sample.alone or sample.sole)
+        and not (sample.alone or _whole(sample))
     )

@@ -240,6 +240,8 @@ class Cost:
     """In all of them together; 0 for exact values."""
     bytes: int
     """Upper bound of the memory that it takes, in bytes."""
+    threads: int
+    """0: all of the worker that it runs on."""
     seconds: float
     """Estimated time on one thread, in seconds."""
     engine: str
@@ -253,11 +255,13 @@ class Cost:
     """The device of the site that it asks for, or ""."""
     backend: str
     """Identity of what evaluates it."""
+    divisible: tuple[int, int]
+    """Into how many parts its rows, and the derivatives of each, can be divided among devices."""
 
     @property
     def need(self) -> Need:
         """What it asks of a device."""
-        return Need(self.bytes, self.seconds, qubits=self.qubits, shots=self.shots)
+        return Need(self.bytes, self.seconds, self.threads, self.qubits, self.shots)
 
 
 def cost(program: Program, required: Need) -> Cost:
@@ -279,8 +283,8 @@ def cost(program: Program, required: Need) -> Cost:
         shots, measurements = sum(map(sum, layouts)), max(1, groups)
     return Cost(
         template.num_qubits, _depth(template), counts.two + counts.wide, template.num_paulis, groups,
-        points * measurements, points * shots, required.bytes, required.seconds, plan.engine, plan.method,
-        plan.sampling, plan.grouping, plan.gradient, plan.reason, program.device, program.backend,
+        points * measurements, points * shots, required.bytes, plan.threads, required.seconds, plan.engine, plan.method,
+        plan.sampling, plan.grouping, plan.gradient, plan.reason, program.device, program.backend, program.divisible,
     )  # fmt: skip
 
 
@@ -540,7 +544,7 @@ class Plan:
             "at": folded([call.at for call in calls]), "count": len(calls), **asdict(costs[0]), **sums,
             "bytes": max(c.bytes for c in costs), "device": device, "loop": None,
         }  # fmt: skip
-        del row["backend"]
+        del row["backend"], row["divisible"]
         if calls[0].loop is not None:
             row["loop"] = self._loop_row(calls)
         return row

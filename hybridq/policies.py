@@ -5,6 +5,7 @@ What fits is not a policy's to say: `hybridq.ledger` shows it only devices that 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from hybridq.errors import PlacementError
 from hybridq.resources import Need, format_bytes
 
 __all__ = [
-    "LONGEST", "POLICIES", "Batch", "Device", "Job", "Load", "Policy", "Refusal", "accepts", "check", "shortfall",
-    "takes",
+    "LONGEST", "POLICIES", "Batch", "Device", "Job", "Load", "Part", "Policy", "Refusal", "accepts", "check", "parted",
+    "shortfall", "takes",
 ]  # fmt: skip
 
 _URGENCY = 10.0
@@ -71,7 +72,8 @@ class Job:
     alone: bool = False
     """Whether nothing else of its run could be waiting at the same time."""
     sole: bool = False
-    """Whether it has its device to itself: with nothing beside it, and nothing sent ahead."""
+    """Whether it has its device to itself: with nothing beside it, and nothing sent ahead. So has one that needs all
+    threads."""
     kind: str = "quantum"
     rank: float = 0.0
     """Predicted seconds of the longest chain of jobs that wait for this one to end; 0 if not known. If it is known, the
@@ -108,6 +110,15 @@ class Refusal:
     threads: int
     qubits: int | None
     """None: no limit but memory."""
+
+
+class Part(NamedTuple):
+    """Some of the rows of a program, or of the derivatives of one row."""
+
+    rows: tuple[int, int]
+    """The first, and the one after the last."""
+    columns: tuple[int, int]
+    """The same of the parameters that its derivatives are by."""
 
 
 class Load(NamedTuple):
@@ -191,6 +202,28 @@ POLICIES: Mapping[str, Policy] = MappingProxyType({
 })  # fmt: skip
 """By name. ``earliest-finish``: first those with most still to come, each to where it ends first, if need be later.
 ``fair-share``: the run, then the loop, that used least. The others, in order of arrival, are there to compare with."""
+
+
+def parted(rows: int, columns: int, seconds: float, slots: int, least: float) -> tuple[Part, ...]:
+    """A long program in parts for as many of ``slots`` free ones as it is worth, in order, rows first.
+
+    ``columns`` are the parameters whose derivatives can be had apart; 1 where a row is not to be divided. Each part
+    takes at least about ``least`` of the program's ``seconds``. Fewer rows than parts are divided by columns.
+    """
+    count = max(1, min(slots, rows * columns, int(seconds / least)))
+    if count <= rows:
+        return tuple(Part(bounds, (0, columns)) for bounds in _even(rows, count))
+    return tuple(
+        Part((row, row + 1), bounds)
+        for row, (first, stop) in enumerate(_even(count, rows))
+        for bounds in _even(columns, min(columns, stop - first))
+    )
+
+
+def _even(amount: int, count: int) -> list[tuple[int, int]]:
+    """``amount`` things as ``count`` runs of nearly equal length: the first of each, and the one after its last."""
+    bounds = [amount * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(bounds))
 
 
 def accepts(device: Device, job: Job) -> bool:

@@ -175,6 +175,8 @@ class NumericPlan:
     grouping: str
     """``none`` for exact values and samples; for sampled expectation values one of `GROUPINGS`."""
     threads: int
+    """1; or 0 for a program so wide that it earns all threads of the worker it runs on, alone there. Then its last bits
+    are not reproducible: they may differ from run to run, and with how many threads there are."""
     versions: tuple[tuple[str, str], ...]
     reason: str
     gradient: str = "none"
@@ -252,6 +254,21 @@ class Program:
     observables_shape: tuple[int, ...]
     device: str = ""
     """The device of the site that it was asked to run on; "" for any that can."""
+    derived: tuple[int, int] | None = None
+    """Of the part of a program that `divisible` lets divide its derivatives: the first of the parameters that they are
+    by, and the one after the last; None: all."""
+
+    @property
+    def divisible(self) -> tuple[int, int]:
+        """Into how many parts its rows, and the derivatives of each, can be divided without a change of their bits.
+
+        Each row has seeds of its own, and so has each shifted copy of it, of which Aer's parameter shift takes two for
+        a parameter. The shots of a Qiskit backend are not divided: its jobs are few and each may wait in a queue.
+        """
+        if self.plan.sampling == "backend":
+            return 1, 1
+        apart = self.plan.engine == "aer" and self.plan.gradient == "parameter-shift"
+        return self.rows, max(1, self.template.num_parameters) if apart else 1
 
     @property
     def backend(self) -> str:
@@ -796,6 +813,9 @@ CHANNELS = frozenset(("kraus", "superop"))
 _WIDEST_DENSITY_MATRIX = 12
 """Qubits up to which noise is simulated with a density matrix unless a method is asked for: 256 MiB."""
 
+_WIDE = 2**24
+"""Amplitudes from which on a state earns all threads of a worker: 256 MiB, of which each gate's pass takes tens of
+milliseconds on one thread, a thousand times what it costs threads to meet at its end, and far from any cache."""
 _WIDEST_DISTRIBUTION = 16
 """Qubits up to which a matrix product state's distribution is written out to draw from: 512 KiB."""
 
@@ -942,13 +962,16 @@ def _aer_plan(template: Template, backend: Aer, shots: int | None, grouping: str
     if template.sampled_in_place:
         reason = f"{asked}; the circuit measures, resets or branches before its end: whole executions, one seed a row"
         return NumericPlan("aer", method, "simulator", "none", 1, versions, reason, "none", options)
-    if shots is None:
-        reason = f"{asked}; no shots asked for: exact value"
-        return NumericPlan("aer", method, "exact", "none", 1, versions, reason, "none", options)
     how = _grouping(template, grouping)
     too_wide = method == "matrix_product_state" and template.num_qubits > _WIDEST_DISTRIBUTION
-    if method == "stabilizer" or too_wide or (channels and method == "statevector"):
+    if shots is not None and (method == "stabilizer" or too_wide or (channels and method == "statevector")):
         reason = f"{asked}: the simulator's own shots, one seed a row and group"
         return NumericPlan("aer", method, "simulator", how, 1, versions, reason, "none", options)
+    threads = 1
+    if {"statevector": 1, "density_matrix": 2}.get(method, 0) * template.num_qubits >= math.log2(_WIDE):
+        threads, asked = 0, f"{asked}; so wide that it gets all threads of a worker, its last bits not reproducible"
+    if shots is None:
+        reason = f"{asked}; no shots asked for: exact value"
+        return NumericPlan("aer", method, "exact", "none", threads, versions, reason, "none", options)
     reason = f"{asked}: samples drawn from exact probabilities, one generator a row"
-    return NumericPlan("aer", method, "probabilities", how, 1, versions, reason, "none", options)
+    return NumericPlan("aer", method, "probabilities", how, threads, versions, reason, "none", options)

@@ -22,6 +22,7 @@ class Need:
     seconds: float
     """Estimated time on one thread, in seconds; it decides where work goes, never what it computes."""
     threads: int = 1
+    """0: all of the device that it runs on, with nothing beside it."""
     qubits: int = 0
     shots: int = 0
 

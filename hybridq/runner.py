@@ -925,7 +925,10 @@ class PlannedRun(Run):
         return self._known_places
 
     def _where(self, priced: Cost, alone: bool, what: str = "the program") -> str:
-        return self._places().placed(priced.need, alone=alone, what=what, device=priced.device, backend=priced.backend)
+        return self._places().placed(
+            priced.need, alone=alone, what=what, device=priced.device, backend=priced.backend,
+            divisible=priced.divisible,
+        )  # fmt: skip
 
     # -- loops -------------------------------------------------------------------------------------------------------
 

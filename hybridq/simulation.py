@@ -117,8 +117,8 @@ class Scheduler(Protocol):
     def decide(self, now: float) -> list[Batch]:
         """What leaves now."""
 
-    def done(self, batch: Batch, now: float) -> None:
-        """A batch has ended."""
+    def done(self, batch: Batch, now: float, seconds: float | None = None) -> None:
+        """A batch has ended, after so many seconds in its slot."""
 
 
 class PlainOrder:
@@ -179,7 +179,7 @@ class PlainOrder:
                 batches.append(batch)
         return batches
 
-    def done(self, batch: Batch, now: float) -> None:
+    def done(self, batch: Batch, now: float, seconds: float | None = None) -> None:
         """A batch has ended."""
         del self._on[batch.device][batch.jobs[0]]
         number, device = self._devices[batch.device]
@@ -308,7 +308,7 @@ class _Simulation:
             machine.running.append(run)
             needs = [[self.tasks[job].job.need for job in r.batch.jobs] for r in machine.running]
             memory = sum(max(need.bytes for need in of_one) for of_one in needs)
-            threads = sum(max(need.threads for need in of_one) for of_one in needs)
+            threads = sum(max(need.threads or device.threads for need in of_one) for of_one in needs)
             self.over_committed += memory > device.bytes or threads > device.threads
             self.push(run.begun + run.seconds, _END, run)
 
@@ -327,7 +327,7 @@ class _Simulation:
         machine, batch = self.machines[run.batch.device], run.batch
         machine.returning.remove(run)
         self.busy[batch.device] += run.seconds
-        self.scheduler.done(batch, self.now)
+        self.scheduler.done(batch, self.now, run.seconds)
         at = run.begun or 0.0
         for identity in batch.jobs:
             task = self.tasks[identity]

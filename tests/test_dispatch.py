@@ -26,6 +26,7 @@ from hybridq import dispatch
 from hybridq import journal as records
 from hybridq.cluster import Cluster
 from hybridq.dispatch import Dispatcher, driver_engine
+from hybridq.engines.process import EngineProcess
 from hybridq.journal import read_records, unpack_array
 from hybridq.program import Outcome
 from hybridq.scope import Scope, current
@@ -395,7 +396,7 @@ def test_rows_of_a_long_call_are_spread_over_workers_with_the_same_bits(
     with tasks(monkeypatch) as sent:
         spread = hq.run(wide_calls, 1500, name="spread", store=store, cluster=client)
         assert sent["run_batch"] >= 6
-    monkeypatch.setattr("hybridq.dispatch.Dispatcher._parts", lambda self, asked, required: [slice(0, asked.rows)])
+    monkeypatch.setattr("hybridq.dispatch.Dispatcher._parts", lambda self, asked, required: ())
     with tasks(monkeypatch) as sent:
         whole = hq.run(wide_calls, 1500, name="whole", store=store, cluster=client)
         assert sent["run_batch"] <= 4
@@ -403,6 +404,66 @@ def test_rows_of_a_long_call_are_spread_over_workers_with_the_same_bits(
     wheres = [r.where for r in recorded(store / "spread", records.Evaluation)]
     assert sum(", " in where for where in wheres) >= 3
     assert not any(", " in r.where for r in recorded(store / "whole", records.Evaluation))
+
+
+@hq.workflow
+def wide_and_small(count: int) -> list[Any]:
+    theta = np.random.default_rng(4).uniform(-1, 1, LARGER.num_parameters)
+    asked = [of_many.submit(theta, None), *(energy.submit(START + i) for i in range(count)), of_many.submit(theta, 9)]
+    return [one.result().value for one in asked]
+
+
+def test_a_wide_program_has_a_device_to_itself_with_all_threads(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridq.program._WIDE", 2**10)  # of ten qubits
+    site = hq.Site(devices=(hq.Device(name="two", backend="aer", slots=2),), backend="two")
+    running: set[int] = set()
+    beside: list[tuple[int, int, int]] = []
+    evaluate = EngineProcess.evaluate
+
+    def watched(self: EngineProcess, programs: Any, *arguments: Any, **options: Any) -> Any:
+        running.add(id(programs))
+        beside.append((programs[0].template.num_qubits, programs[0].plan.threads, len(running)))
+        try:
+            return evaluate(self, programs, *arguments, **options)
+        finally:
+            running.discard(id(programs))
+
+    monkeypatch.setattr(EngineProcess, "evaluate", watched)
+    circuit, observable = LARGER.copy(), CHAIN.copy()  # plans are kept with their templates
+    monkeypatch.setitem(globals(), "LARGER", circuit)
+    monkeypatch.setitem(globals(), "CHAIN", observable)
+    hq.run(wide_and_small, 6, name="wide", store=store, site=site)
+    assert [entry for entry in beside if entry[0] == 10] == [(10, 2, 1), (10, 2, 1)]
+    assert {threads for qubits, threads, _ in beside if qubits == 3} == {1}
+    plans = {r.qubits: r.plan["v"] for r in recorded(store / "wide", records.Circuit)}
+    assert plans[10]["threads"] == 0
+    assert "not reproducible" in plans[10]["reason"]
+    assert plans[3]["threads"] == 1
+
+
+@hq.workflow
+def slopes_of_few(rows: int) -> list[Any]:
+    theta = np.random.default_rng(2).uniform(-1, 1, (rows, LARGER.num_parameters))
+    return [hq.gradient(of_many, theta, shots, method="parameter-shift") for shots in (None, 500)]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_derivatives_of_few_rows_are_spread_over_slots_with_the_same_bits(
+    rows: int, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device beside the driver, which needs no cluster."""
+    site = hq.Site(devices=(hq.Device(name="two", backend="aer", slots=3),), backend="two")
+    monkeypatch.setattr(dispatch, "_WORTH_THE_TRIP", 0.001)
+    asked: list[Any] = []
+    spread = Dispatcher._spread
+    monkeypatch.setattr(Dispatcher, "_spread", lambda self, ask, parts: (asked.append(parts), spread(self, ask, parts)))
+    found = hq.run(slopes_of_few, rows, name="spread", store=store, site=site)
+    assert [len(parts) for parts in asked] == [3, 3]
+    assert len(recorded(store / "spread", records.Evaluation)) == 2
+    monkeypatch.setattr(Dispatcher, "_parts", lambda self, asked, required: ())
+    whole = hq.run(slopes_of_few, rows, name="whole", store=store, site=site)
+    assert [a.tobytes() for a in found] == [a.tobytes() for a in whole]
+    assert whole[0].shape == (rows, LARGER.num_parameters)
 
 
 def test_what_fails_in_one_part_fails_the_call(client: Client, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from hybridq.errors import NoDevice, PlacementError, TooLarge
 from hybridq.ledger import MAX_BATCH_JOBS, MAX_BATCH_SECONDS, Ledger
-from hybridq.policies import POLICIES, Batch, Device, Job, Load, Policy
+from hybridq.policies import POLICIES, Batch, Device, Job, Load, Policy, parted
 from hybridq.resources import Need, format_bytes
 
 GiB = 2**30
@@ -66,6 +66,8 @@ DEVICES = [
     Device("near", 1, 9, 1, 1e-4, kinds=("quantum",), aside=True),
     Device("qpu", 1, 100, 1, 2.0, qubits=6, backend="qpu", cost_per_shot=1e-3, kinds=("quantum",)),
 ]
+DONE = {"a": 1.0, "b": 2.0, "c": 30.0, "d": 0.1, "near": 0.0, "qpu": 1.0}
+"""How slow each is, at random; nothing is measured of what is near."""
 JOBS = st.builds(
     Job,
     id=st.integers(0, 60),
@@ -73,7 +75,7 @@ JOBS = st.builds(
         Need,
         st.integers(0, 24),
         st.sampled_from([0.0, 1e-4, 0.01, 0.1, 0.3, 0.5, 0.51, 3.0, 40.0]),
-        st.integers(1, 5),
+        st.integers(0, 5),
         st.integers(1, 8),
         st.just(100),
     ),
@@ -104,6 +106,10 @@ def takes(device: Device, asked: Job) -> bool:
 def most(values: Sequence[int], slots: int) -> int:
     """The largest sum of at most ``slots`` values, by trying them all."""
     return max(sum(some) for n in range(slots + 1) for some in itertools.combinations(values, n))
+
+
+def by_itself(asked: Job) -> bool:
+    return asked.sole or asked.need.threads == 0
 
 
 class Anything(RuleBasedStateMachine):
@@ -174,10 +180,11 @@ class Anything(RuleBasedStateMachine):
             assert batch.reason
             assert all(takes(self.here[batch.device], one) for one in jobs.values())
             assert batch.bytes == max(one.need.bytes for one in jobs.values())
-            assert batch.threads == max(one.need.threads for one in jobs.values())
+            every = self.here[batch.device].threads
+            assert batch.threads == max(one.need.threads or every for one in jobs.values())
             assert len(jobs) <= MAX_BATCH_JOBS
             assert len(jobs) == 1 or batch.seconds <= MAX_BATCH_SECONDS + 1e-9
-            assert len(jobs) == 1 or not any(one.alone or one.sole for one in jobs.values())
+            assert len(jobs) == 1 or not any(one.alone or by_itself(one) for one in jobs.values())
             assert len({(one.kind, one.priority, one.need.threads) for one in jobs.values()}) == 1
         assert self.ledger.decide(self.now) == []  # it had decided everything
 
@@ -186,7 +193,7 @@ class Anything(RuleBasedStateMachine):
     def done(self, pick: random.Random, seconds: float) -> None:
         self.now += seconds
         batch, _ = self.running.pop(pick.choice(sorted(self.running)))
-        self.ledger.done(batch, self.now)
+        self.ledger.done(batch, self.now, seconds * DONE[batch.device] or None)
 
     @precondition(lambda self: self.ledger is not None)
     @invariant()
@@ -202,7 +209,7 @@ class Anything(RuleBasedStateMachine):
             assert threads <= device.threads
             assert len(batches) <= device.slots * (1 + self.lookahead)
             jobs = {i: one for batch, held in self.running.values() if batch.device == name for i, one in held.items()}
-            assert len(jobs) <= 1 or not any(one.sole for one in jobs.values())
+            assert len(jobs) <= 1 or not any(by_itself(one) for one in jobs.values())
 
     def teardown(self) -> None:
         """Whatever happened: with every device there, everything still waiting is run, once each."""
@@ -774,3 +781,106 @@ def test_equal_calls_give_equal_answers(asked: list[Job], policy: str, ends: int
         return answers
 
     assert play() == play()
+
+
+# -- wide programs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_wide_one_has_all_slots_and_threads_of_a_device() -> None:
+    made = ledger(Device("four", 4, 16 * GiB, 4, 0.012))
+    for number in range(4):
+        made.submit(job(f"small {number}"), 0.0)
+    small = made.decide(0.0)
+    assert {batch.threads for batch in small} == {1}
+    made.submit(job("wide", 10.0, threads=0), 0.1)
+    made.submit(job("late"), 0.2)
+    for batch in small[:3]:
+        made.done(batch, 1.0)
+        assert made.decide(1.0) == []  # one is still on it, and nobody else is let in before
+    made.done(small[3], 2.0)
+    assert sent(drain(made, 2.0)) == [("four", ("wide",)), ("four", ("late",))]
+    made = ledger(Device("four", 4, 16 * GiB, 4, 0.012))
+    made.submit(job("wide", 10.0, threads=0), 0.0)
+    (wide,) = made.decide(0.0)
+    assert (wide.threads, made.reserved("four")) == (4, (GiB, 4))
+    made.submit(job("small"), 0.1)
+    assert made.decide(0.1) == []
+    made.done(wide, 10.0)
+    assert sent(made.decide(10.0)) == [("four", ("small",))]
+
+
+# -- speeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_speeds_are_corrected_by_what_batches_took() -> None:
+    """Twice the seconds of others with the same jobs, whatever was predicted of these."""
+    made = ledger(*(replace(WORKER, name=name) for name in "abcd"))
+    slow = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 2.0}
+    for turn in range(40):
+        for name in "abcd":
+            wrong = (0.5, 4.0, 1.0)[turn % 3]
+            made.submit(job(f"{name}{turn}", pin=name, template=f"t{turn % 3}"), float(turn))
+            (batch,) = made.decide(float(turn))
+            made.done(batch, turn + 0.5, wrong * slow[name])
+    assert [made.speed(name) for name in "abcd"] == pytest.approx([1.0, 1.0, 1.0, 0.5])
+    made.leave("d")
+    made.join(replace(WORKER, name="d"))
+    assert (made.speed("d"), made.speed("nowhere")) == (1.0, 1.0)
+
+
+def test_what_runs_on_one_device_alone_says_nothing_of_its_speed() -> None:
+    made = ledger(replace(WORKER, name="a"), replace(WORKER, name="b"))
+    for turn in range(40):
+        for name, took in (("a", 1.0), ("b", 5.0)):
+            made.submit(job(f"{name}{turn}", pin=name, template=f"only {name}"), float(turn))
+            (batch,) = made.decide(float(turn))
+            made.done(batch, turn + 0.5, took)
+    assert made.speed("a") == made.speed("b") == 1.0
+
+
+# -- long calls in parts -----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 100), st.integers(0, 50))
+def test_parts_are_the_whole(rows: int, columns: int, seconds: float, slots: int) -> None:
+    parts = parted(rows, columns, seconds, slots, 0.12)
+    covered = [
+        (row, column)
+        for part in parts
+        for row in range(*part.rows)
+        for column in range(*part.columns)
+        if row < rows and column < columns
+    ]
+    assert sorted(covered) == list(itertools.product(range(rows), range(columns)))
+    assert len(covered) == len(set(covered)) == rows * columns
+    assert list(parts) == sorted(parts)
+    assert len(parts) <= max(1, min(slots, seconds / 0.12))
+    assert all(len({part.rows for part in parts if row in range(*part.rows)}) == 1 for row in range(rows))
+
+
+def test_parts_by_hand() -> None:
+    assert parted(10, 6, 0.2, 8, 0.12) == (((0, 10), (0, 6)),)
+    assert parted(10, 6, 9.0, 2, 0.12) == (((0, 5), (0, 6)), ((5, 10), (0, 6)))
+    assert parted(2, 6, 9.0, 3, 0.12) == (((0, 1), (0, 6)), ((1, 2), (0, 3)), ((1, 2), (3, 6)))
+    assert parted(1, 1, 9.0, 8, 0.12) == (((0, 1), (0, 1)),)
+
+
+def test_slots_that_are_free_for_the_parts_of_one() -> None:
+    pair = Device("pair", 2, 4 * GiB, 2, 0.012)
+    made = ledger(pair, WORKER, NEAR, Device("other", 4, 9 * GiB, 4, backend="q"))
+    assert made.free(job("parts")) == 3  # not at hand, and not what evaluates something else
+    assert made.free(job("parts", memory=3 * GiB)) == 2
+    assert made.free(job("parts", memory=5 * GiB)) == 0
+    assert made.free(job("parts", threads=2)) == 1
+    assert made.free(job("parts", threads=0)) == 2
+    assert made.free(job("parts", pin="pair")) == 2
+    assert made.free(job("parts", backend="q")) == 4
+    made.submit(job("one", pin="pair"), 0.0)
+    assert made.free(job("parts")) == 0  # somebody waits
+    made.decide(0.0)
+    assert made.free(job("parts")) == 2
+    made.submit(job("two", sole=True, pin="worker"), 0.0)
+    made.decide(0.0)
+    assert made.free(job("parts")) == 1
+    assert Ledger(expected=[pair, WORKER]).free(job("parts")) == 3
+    assert Ledger().free(job("parts")) == 0

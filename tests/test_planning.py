@@ -284,6 +284,15 @@ def test_where_a_call_goes() -> None:
         site.placed(Need(2**61, 1.0), alone=True)
 
 
+def test_where_a_long_call_goes_in_parts() -> None:
+    site = Places((Device("w", 2, 100, 2), Device("v", 2, 100, 2)), "the cluster")
+    assert site.placed(Need(10, 60.0), alone=True, divisible=(100, 1)) == "the cluster, in 4 parts side by side"
+    assert site.placed(Need(60, 60.0), alone=True, divisible=(1, 9)) == "the cluster, in 2 parts side by side"
+    assert site.placed(Need(10, 60.0), alone=True, divisible=(3, 1)) == "the cluster, in 3 parts side by side"
+    for alone, divisible, seconds in ((True, (1, 1), 60.0), (False, (9, 9), 60.0), (True, (9, 9), 0.13)):
+        assert site.placed(Need(10, seconds), alone=alone, divisible=divisible) == "the cluster"
+
+
 # -- plans of workflows ------------------------------------------------------------------------------------------------
 
 

@@ -659,7 +659,7 @@ def test_pubs_worth_the_trip_run_beside_each_other_on_the_cluster(
 ) -> None:
     thetas = RNG.uniform(-3, 3, size=(300, 3))  # estimated at 30 ms
     # what a busy machine teaches would make the lone one worth the trip
-    monkeypatch.setattr("hybridq.dispatch.Dispatcher._learn", lambda self, asked, outcome: None)
+    monkeypatch.setattr("hybridq.dispatch.Dispatcher._learn", lambda self, asked, outcome, speed=1.0: None)
 
     @hq.workflow
     def study() -> Any:

@@ -455,6 +455,21 @@ def test_plans_by_backend(circuit: Any, backend: Any, shots: Any, observable: An
         assert wider.plan == dataclasses.replace(p.plan, grouping="commuting")
 
 
+@pytest.mark.parametrize(
+    ("qubits", "backend", "shots", "threads"),
+    [
+        (23, None, None, 1), (24, None, None, 0), (24, None, 100, 0), (25, "statevector", None, 0),
+        (11, "density_matrix", None, 1), (12, "density_matrix", None, 0), (12, Aer(noise=NOISE), 100, 0),
+        (24, Aer(noise=NOISE), 100, 1), (30, "matrix_product_state", None, 1), (30, "stabilizer", None, 1),
+        (24, "adjoint", None, 1),
+    ],
+)  # fmt: skip
+def test_wide_programs_take_all_threads(qubits: int, backend: Any, shots: Any, threads: int) -> None:
+    plan = _on(free(qubits), backend, shots).plan
+    assert plan.threads == threads
+    assert ("its last bits not reproducible" in plan.reason) == (threads == 0)
+
+
 def _derived(p: Request, gradient: str) -> Program:
     return program(p, seed=7, location=AT, gradient=gradient)
 

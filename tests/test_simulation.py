@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridq.ledger import Ledger
-from hybridq.policies import POLICIES, Device, Job
+from hybridq.policies import POLICIES, Batch, Device, Job
 from hybridq.resources import Need
 from hybridq.simulation import (
     Change,
@@ -247,3 +247,32 @@ def test_chains_first_beats_the_order_of_arrival(seed: int) -> None:
     results: dict[str, Result] = {name: simulate(trace, Ledger(name)) for name in ("earliest-finish", "first-come")}
     assert results["earliest-finish"].makespan <= 1.06 * results["earliest-finish"].bound
     assert results["first-come"].makespan > 1.4 * results["earliest-finish"].makespan
+
+
+class Told:
+    """A ledger that is told that all devices are of speed 1; ``watches``: and what batches take."""
+
+    def __init__(self, watches: bool) -> None:
+        self.ledger, self.watches = Ledger(), watches
+        self.decide, self.submit, self.leave = self.ledger.decide, self.ledger.submit, self.ledger.leave
+
+    def join(self, device: Device, now: float = 0.0) -> None:
+        self.ledger.join(replace(device, speed=1.0), now)
+
+    def done(self, batch: Batch, now: float, seconds: float | None = None) -> None:
+        self.ledger.done(batch, now, seconds if self.watches else None)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_what_a_slow_worker_is_found_to_take_shortens_the_whole(seed: int) -> None:
+    devices = tuple(
+        Device(f"w{i}", 1, 8 * 2**30, 1, 0.012, speed, kinds=("quantum", "classical"))
+        for i, speed in enumerate((1.0, 1.0, 1.0, 0.25, 0.25))
+    )
+    trace = scattered(Trace(studies(1500, seed), devices), 0.3, seed)
+    watching, blind = Told(True), Told(False)
+    found, without, told = (simulate(trace, scheduler) for scheduler in (watching, blind, Ledger()))
+    speeds = [watching.ledger.speed(device.name) for device in devices]
+    assert max(speeds[3:]) < 0.5 < 0.8 < min(speeds[:3])
+    assert found.makespan < without.makespan
+    assert found.makespan < 1.15 * told.makespan  # of one that knows from the start

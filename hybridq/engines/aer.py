@@ -1,6 +1,7 @@
 """The Aer engine: programs in, outcomes out, the same bits for a row wherever and with whatever it is evaluated.
 
-Each row of parameters is one execution of its own on one thread, so nothing else in a batch can touch its bits. A
+Each row of parameters is one execution of its own, on one thread unless it is planned to take more, so nothing else in
+a batch can touch its bits. A
 circuit is assembled once and only re-bound afterwards, through the inner interface that Aer's own ``run`` uses; where
 an installed Aer does not have that interface, ``run`` itself does the work, with the same bits.
 """
@@ -37,6 +38,7 @@ from qiskit.quantum_info import PauliList, SparsePauliOp
 from qiskit_aer import AerSimulator
 from qiskit_aer.library import SaveExpectationValue, SaveProbabilities, SaveStatevector
 from qiskit_aer.noise import NoiseModel, ReadoutError
+from threadpoolctl import ThreadpoolController
 
 from hybridq.engines.costs import grouped
 from hybridq.engines.derivatives import both_ways, shift_slopes, spsa
@@ -79,7 +81,9 @@ _CLIFFORD = 1e-9  # radians by which an angle may miss a multiple of pi/2
 
 
 class AerEngine:
-    """Evaluates programs with Qiskit Aer in this process, on one thread. Not for use by several threads at once.
+    """Evaluates programs with Qiskit Aer in this process. Not for use by several threads at once.
+
+    A program runs on as many threads as its plan says; through Aer's documented interface, always on one.
 
     ``max_bytes`` is the memory that one program may take, in bytes. ``public`` keeps to Aer's documented interface;
     otherwise that is decided once, by comparing both on a small circuit.
@@ -91,6 +95,7 @@ class AerEngine:
         self.public = public or not _inner_interface_works(self._backend("statevector"))
         """Whether circuits go through ``AerSimulator.run`` rather than being assembled once."""
         self._prepared: Prepared[_Prepared] = Prepared(_CACHE_BYTES)
+        self._openmp: ThreadpoolController | None = None
 
     def evaluate(self, programs: Sequence[Program], max_bytes: int | None = None) -> list[Outcome | HybridqError]:
         """Evaluate each program by its plan; a failed one is an error in its place and harms no other.
@@ -99,7 +104,16 @@ class AerEngine:
         numbers; `EngineFailed` with Aer's words; `WorkflowError` for fewer shots than groups to be measured.
         """
         allowed = self.max_bytes if max_bytes is None else min(max_bytes, self.max_bytes)
-        return evaluate_each("Aer", programs, allowed, self._compute)
+        return evaluate_each("Aer", programs, allowed, self._on_threads)
+
+    def _on_threads(self, program: Program) -> Numbers:
+        threads = program.plan.threads
+        if threads <= 1:
+            return self._compute(program)
+        if self._openmp is None:
+            self._openmp = ThreadpoolController().select(user_api="openmp")
+        with self._openmp.limit(limits=threads):  # of this thread; Aer takes no more than it finds here
+            return self._compute(program)
 
     def _backend(self, method: str, bond_dimension: int | None = None) -> Any:
         known = self._backends.get((method, bond_dimension))
@@ -138,24 +152,26 @@ class AerEngine:
             values[row], stderrs[row] = prepared.estimate(slots, layouts, program.seeds[row], 0)
         if plan.gradient == "none":
             return Numbers(values, stderrs, None, None)
-        gradients = np.empty((*values.shape, template.num_parameters))
+        columns = slice(*(program.derived or (0, template.num_parameters)))
+        gradients = np.empty((*values.shape, columns.stop - columns.start))
         if plan.gradient == "spsa":
             for row, theta in enumerate(program.theta):
                 both = functools.partial(prepared.ends, layouts, program.seeds[row])
                 gradients[row] = spsa(theta, program.seeds[row], both, sampled=shots > 0)
             return Numbers(values, stderrs, None, gradients)
         shifted = self._circuit(template, plan, shifted_basis)
+        used = shifted.binder.slots_of(columns)
         for row, theta in enumerate(program.theta):
             angles = shifted.binder.bind(theta[None])[0]
-            ends = np.array([
-                shifted.estimate(slots, layouts, program.seeds[row], 1 + number)[0]
-                for number, slots in enumerate(both_ways(angles))
-            ]).reshape(2 * len(angles), values.shape[1])  # fmt: skip
-            gradients[row] = shifted.binder.chain(theta, shift_slopes(ends))
+            ends = np.zeros((2 * len(angles), values.shape[1]))
+            for number, slots in enumerate(both_ways(angles)):
+                if used[number // 2]:
+                    ends[number] = shifted.estimate(slots, layouts, program.seeds[row], 1 + number)[0]
+            gradients[row] = shifted.binder.chain(theta, shift_slopes(ends))[:, columns]
         return Numbers(values, stderrs, None, gradients)
 
     def _circuit(self, template: Template, plan: NumericPlan, basis: Basis) -> _Prepared:
-        key = (template.digest, plan.method, plan.sampling, plan.grouping, plan.options, basis.shared)
+        key = (template.digest, plan.method, plan.sampling, plan.grouping, plan.options, plan.threads, basis.shared)
         bond = dict(plan.options).get("bond_dimension")
         return self._prepared.get(
             key, lambda: _Prepared(template, plan, basis, self._backend(plan.method, bond), self.public)
@@ -230,13 +246,14 @@ def _bases(method: str) -> tuple[Basis, Basis]:
 class _Inner:
     """An assembled circuit that is re-bound and executed: no more of Aer's Python is in the way."""
 
-    def __init__(self, backend: Any, circuit: QuantumCircuit, slots: Sequence[Parameter]) -> None:
+    def __init__(self, backend: Any, circuit: QuantumCircuit, slots: Sequence[Parameter], threads: int = 1) -> None:
         from qiskit_aer.backends.aer_compiler import assemble_circuits, generate_aer_config
 
         self._backend = backend
         self._circuits, index_maps = assemble_circuits([circuit])
         self._circuits[0].circ_id = 0
         self._config = generate_aer_config([circuit], backend.options, shots=1)
+        self._config.max_parallel_threads = max(1, threads)
         numbers = {slot: number for number, slot in enumerate(slots)}
         self._bindings: list[Any] = []
         self._cells: list[list[float]] = []
@@ -418,7 +435,8 @@ class _Prepared:
             rebuilt = _cliffords if plan.method == "stabilizer" else None
             inner = not (public or rebuilt)
             self._routes = [
-                _Inner(backend, circuit, self._slots) if inner else _Public(backend, circuit, self._slots, rebuilt)
+                _Inner(backend, circuit, self._slots, plan.threads) if inner
+                else _Public(backend, circuit, self._slots, rebuilt)
             ] if saved and template.num_qubits else []  # fmt: skip
         matrices = sum(p.nbytes for i in circuit.data for p in i.params if isinstance(p, np.ndarray))
         self.nbytes = (

@@ -266,12 +266,13 @@ def need(program: Program, calibration: Calibration | None = None, corrections: 
     calibration = DEFAULT if calibration is None else calibration
     last = template.cache.get("need")
     found: Need
-    if last and last[0] is program.plan and last[1] is calibration and last[2:4] == (program.rows, program.shots):
-        found = last[4]
+    size = (program.rows, program.shots, program.derived)
+    if last and last[0] is program.plan and last[1] is calibration and last[2] == size:
+        found = last[3]
     else:
         amount = calibration.seconds(program)
         found = Need(footprint(program), amount, program.plan.threads, template.num_qubits, shots * program.rows)
-        template.cache["need"] = (program.plan, calibration, program.rows, program.shots, found)
+        template.cache["need"] = (program.plan, calibration, size, found)
     return found if corrections is None else replace(found, seconds=found.seconds * corrections.factor(program))
 
 
@@ -416,7 +417,7 @@ def features(program: Program) -> tuple[str, tuple[float, ...]]:
     return kind, (1.0, *(executions * amount for amount in execution))
 
 
-def _work(program: Program) -> tuple[str, int, tuple[float, ...]]:
+def _work(program: Program) -> tuple[str, float, tuple[float, ...]]:
     """The kind of ``program``, how many executions it takes, and the terms of each, the program's own left out."""
     template, plan = physical(program.template), program.plan
     kind = f"{plan.engine} {plan.method}" if plan.engine == "aer" else plan.engine
@@ -431,9 +432,10 @@ def _work(program: Program) -> tuple[str, int, tuple[float, ...]]:
     if execution is None:
         terms = _adjoint_terms(program, template) if plan.engine == "adjoint" else _terms(program, template, kind)
         execution = known[key] = tuple(terms.get(term, 0.0) for term in TERMS[kind][1:])
-    executions = program.rows
+    executions: float = program.rows
     if plan.gradient == "parameter-shift":
-        executions *= 1 + 2 * census(template).slots
+        first, stop = program.derived or (0, template.num_parameters)
+        executions *= 1 + 2 * census(template).slots * (stop - first) / max(1, template.num_parameters)
     elif plan.gradient == "spsa":
         executions *= 3
     return kind, executions, execution
@@ -748,6 +750,11 @@ def fingerprint(program: Program) -> str:
     return f"{program.template.digest} {plan.engine} {plan.method} {plan.sampling} {plan.gradient} {program.shots}"
 
 
+def _kind(program: Program) -> str:
+    """Programs whose times are off by about the same: estimates are those of one thread."""
+    return _work(program)[0] + (" on all threads" if program.plan.threads != 1 else "")
+
+
 class Corrections:
     """Factors on estimates, by `fingerprint`, from times that were observed. Thread-safe.
 
@@ -769,7 +776,7 @@ class Corrections:
         """What an estimate is multiplied by; 1 where nothing is known."""
         ratios = self._ratios.get(fingerprint(program))
         if ratios is None:
-            ratios = self._kinds.get(features(program)[0], ())
+            ratios = self._kinds.get(_kind(program), ())
             if len(ratios) < _KIND // 3:
                 return 1.0
         return statistics.median(ratios)
@@ -784,7 +791,7 @@ class Corrections:
             observed = max(observed - preparation(program, calibration), observed / 10)
         if not (estimate > 0 and observed > 0 and math.isfinite(observed)):
             return
-        key, kind, ratio = fingerprint(program), features(program)[0], observed / estimate
+        key, kind, ratio = fingerprint(program), _kind(program), observed / estimate
         with self._lock:
             self._ratios[key] = (*self._ratios.pop(key, ()), ratio)[-_KEPT:]
             self._kinds[kind] = (*self._kinds.get(kind, ()), ratio)[-_KIND:]

@@ -326,6 +326,15 @@ class Binder:
             values[slot] = [float(expression.bind({p: row[column] for p, column in own})) for row in theta.tolist()]
         return values.T
 
+    def slots_of(self, columns: slice) -> Array:
+        """Which slots the derivatives by the parameters in ``columns`` are made of, bool, shape (slots,)."""
+        slots, found, _ = self._slopes
+        wanted = np.zeros(self._parameters, dtype=bool)
+        wanted[columns] = True
+        used = np.zeros(self.width, dtype=bool)
+        used[slots[wanted[found]]] = True
+        return used
+
     def chain(self, row: Array, slopes: Array) -> Array:
         """Derivatives by the parameters, shape (observables, parameters), from ``slopes`` by the slots at ``row``.
 

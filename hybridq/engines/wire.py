@@ -167,7 +167,7 @@ def decode_template(data: bytes) -> Template:
 
 # The headers of a loop's calls are equal, only their arrays differ: both sides keep what the last ones came to.
 
-_Entry = tuple[str, int, int, int | None, NumericPlan, tuple[int, ...], tuple[int, ...]]
+_Entry = tuple[str, int, int, int | None, NumericPlan, tuple[int, ...], tuple[int, ...], tuple[int, int] | None]
 
 
 @lru_cache(maxsize=256)
@@ -182,8 +182,8 @@ def _program_entries(head: bytes) -> tuple[tuple[_Entry, ...], int | None]:
     header = json.loads(head)
     plans = [NumericPlan(*map(_frozen, fields)) for fields in header["plans"]]
     entries = tuple(
-        (digest, rows, columns, shots, plans[plan], tuple(batch_shape), tuple(observables_shape))
-        for digest, rows, columns, shots, plan, batch_shape, observables_shape in header["programs"]
+        (digest, rows, columns, shots, plans[plan], tuple(batch_shape), tuple(observables_shape), _frozen(derived))
+        for digest, rows, columns, shots, plan, batch_shape, observables_shape, derived in header["programs"]
     )
     return entries, header["max_bytes"]
 
@@ -214,14 +214,14 @@ def pack(programs: Sequence[Program], max_bytes: int | None = None) -> Batch:
 def _entry(program: Program) -> _Entry:
     return (
         program.template.digest, *program.theta.shape, program.shots, program.plan, program.batch_shape,
-        program.observables_shape,
+        program.observables_shape, program.derived,
     )  # fmt: skip
 
 
 def _pack_one(program: Program, max_bytes: int | None) -> Batch:
     """`pack`, for a program that is as a rule like the last one of its template but for its arrays."""
     template, theta, plan = program.template, program.theta, program.plan
-    shape = (theta.shape, program.shots, program.batch_shape, program.observables_shape, max_bytes)
+    shape = (theta.shape, program.shots, program.batch_shape, program.observables_shape, program.derived, max_bytes)
     last = template.cache.get("packed")
     if last is None or last[0] is not plan or last[1] != shape:
         head = _join(_program_head((_entry(program),), max_bytes), ())
@@ -269,11 +269,11 @@ def unpack(payload: bytes, find: Callable[[str], Template | HybridqError | None]
 
 def _program(template: Template | HybridqError, entry: _Entry, arrays: _Arrays) -> Program | HybridqError:
     """The next program of a payload, or the error in place of its template."""
-    _, rows, columns, shots, plan, batch_shape, observables_shape = entry
+    _, rows, columns, shots, plan, batch_shape, observables_shape, derived = entry
     theta, seeds = arrays.take(_FLOAT, (rows, columns)), arrays.take(_UINT, (rows, 2))
     if not isinstance(template, Template):
         return template
-    return Program(template, theta, shots, seeds, plan, batch_shape, observables_shape)
+    return Program(template, theta, shots, seeds, plan, batch_shape, observables_shape, derived=derived)
 
 
 # -- outcomes ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -53,6 +55,49 @@ def test_bits_of_a_row_are_its_own(engine, public_engine, make, data):
     for runner in (engine, public_engine, AerEngine(2**30)):
         _, outcome, _ = runner.evaluate([other, make(circuit, observable, theta[order]), other])
         assert [value.tobytes() for value in outcome.values] == [alone[i] for i in order]
+
+
+@pytest.mark.parametrize("shots", [None, 200])
+def test_derivatives_in_parts_are_those_of_the_whole(engine, make, shots):
+    """Parameters that share a gate, come several times, or not linearly: each part evaluates what it needs."""
+    a, b, c, d = ParameterVector("a", 4)
+    circuit = QuantumCircuit(2)
+    circuit.ry(a + 2 * b, 0)
+    circuit.rx(a * c, 1)
+    circuit.cx(0, 1)
+    circuit.rz(b, 1)
+    circuit.ry(c.sin() + 0.3, 1)
+    circuit.crx(d, 0, 1)
+    whole = make(circuit, [["ZZ", "XI"]], [[0.3, -0.2, 0.7, 1.1]], shots=shots, gradient="parameter-shift")
+    (expected,) = engine.evaluate([whole])
+    for bounds in ([0, 1, 2, 3, 4], [0, 3, 4], [0, 2, 4]):
+        parts = [dataclasses.replace(whole, derived=each) for each in itertools.pairwise(bounds)]
+        found = engine.evaluate(parts)
+        joined = np.concatenate([part.gradients for part in found], axis=2)
+        assert joined.tobytes() == expected.gradients.tobytes()
+        assert {part.values.tobytes() for part in found} == {expected.values.tobytes()}
+
+
+@pytest.mark.parametrize("shots", [None, 1000])
+def test_a_wide_program_runs_on_the_threads_of_its_plan(make, monkeypatch, shots):
+    """From 14 qubits on, which is where Aer lets threads share a state."""
+    engine, taken = AerEngine(2**30), []
+    execute = type(engine._backend("statevector"))._execute_circuits
+
+    def noted(self, *arguments):
+        output = execute(self, *arguments)
+        taken.append(output["results"][0]["metadata"]["parallel_state_update"])
+        return output
+
+    monkeypatch.setattr(type(engine._backend("statevector")), "_execute_circuits", noted)
+    circuit = efficient_su2(15, reps=1)
+    one = make(circuit, heisenberg(15), np.linspace(0.1, 1, 60), shots=shots)
+    two = dataclasses.replace(one, plan=dataclasses.replace(one.plan, threads=2))
+    first, second, again = engine.evaluate([one, two, one])
+    assert taken == [1, 2, 1]
+    np.testing.assert_allclose(second.values, first.values, atol=1e-10 if shots is None else 0.5)
+    assert again.values.tobytes() == first.values.tobytes()
+    assert second.peak_bytes <= need(two).bytes
 
 
 @pytest.mark.parametrize("n", [2, 9, 13, 14, 15])
