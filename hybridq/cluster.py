@@ -38,6 +38,8 @@ BYTES = "hybridq-bytes"
 """Dask resource that carries the memory ledger of a worker."""
 SLOTS = "hybridq-engines"
 """Dask resource that counts a worker's engine processes."""
+MEASURED = "hybridq-engines"
+"""Metric of a worker: memory that its engine processes take, in bytes."""
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 10
 _BEGAN = "hybridq-began"
@@ -92,6 +94,7 @@ class EnginePlugin(WorkerPlugin):
         for engine in self._all:
             engine.start()
         self.engines = _Pool(self._all)
+        worker.metrics[MEASURED] = lambda _: sum(engine.resident for engine in self._all)
         await worker.set_resources(**{BYTES: allowance, SLOTS: slots})
 
     async def teardown(self, worker: Worker) -> None:
