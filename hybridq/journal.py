@@ -211,6 +211,8 @@ class Row:
     where: str
     program: str = ""
     """What was evaluated, as in `Circuit`; empty for the same as in the loop's row before, or for another objective."""
+    started: float | None = None
+    """Seconds since 1970, by the clock of the machine that evaluated it."""
 
 
 @dataclass(frozen=True)

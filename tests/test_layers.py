@@ -51,8 +51,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # policies, methods, records
     ("simulation",),
     ("why",),
-    ("ledger", "recorded", "audit", "comparison"),
-    ("policies", "journal", "differences"),
+    ("ledger", "recorded", "audit", "comparison", "history"),
+    ("policies", "journal", "differences", "pace"),
     # nouns
     ("problems", "problems.fermions", "problems.lattices", "problems.molecules", "problems.problem", SIBLINGS),
     ("program",),
