@@ -110,6 +110,8 @@ class LoopHistory:
     """Numbers that its arguments, or those of the steps beside it, hold by name: what may tell it from its group."""
     curve: tuple[Point, ...]
     """In order; thinned if the history is bounded, first and last always there."""
+    where: str = ""
+    """Where its last row was evaluated; empty for an objective that is not itself a quantum function."""
 
     @property
     def error(self) -> float | None:
@@ -322,8 +324,8 @@ class History:
         self._changed.clear()
         return found
 
-    def run(self) -> RunHistory:
-        """All of it, as it is now."""
+    def run(self, *, details: bool = True) -> RunHistory:
+        """All of it, as it is now; without ``details`` no loops and no programs are in it, which may be thousands."""
         header, end = self._header, self._end
         return RunHistory(
             name="" if header is None else header.name,
@@ -333,14 +335,14 @@ class History:
             error=None if end is None else end.error,
             lines=self._lines, evaluations=self._evaluations, steps=self._steps, shots=self._shots,
             retries=self._retries, sessions=tuple(self._sessions),
-            loops=tuple(self._loop_history(line, loop) for line, loop in self._loops.items()),
+            loops=tuple(self._loop_history(line, loop) for line, loop in self._loops.items()) if details else (),
             calls=tuple(
                 Calls(group, kind, int(done), seconds) for (group, kind), (done, seconds) in self._calls.items()
             ),
             faults=tuple(
                 replace(f, survived=f.at in self._survived, repaired=f.at in self._repaired) for f in self._faults
             ),
-            spans=self._spans.all(), untimed=self._untimed, programs=self._programs.uses(),
+            spans=self._spans.all(), untimed=self._untimed, programs=self._programs.uses() if details else (),
             reused=dict(self._reused),
         )  # fmt: skip
 
@@ -503,7 +505,7 @@ class _Loop:
         self.seconds = 0.0
         self.began: float | None = None
         self.ended: float | None = None
-        self.program = ""
+        self.program = self.where = ""
         self._limited = _limited(header, settings)
         self._limit: int | None = None
         self._reference = _reference(settings.get("args"))
@@ -521,6 +523,7 @@ class _Loop:
             self._limit = self._limited(len(unpack_array(row.x)))
         self.rows += 1
         self.state = "running"
+        self.where = row.where
         self.seconds += row.seconds
         if began is not None:
             self.began = began if self.began is None else min(self.began, began)
@@ -558,7 +561,7 @@ class _Loop:
             best_stderr=None if best is None else best[2], last=None if last is None else last.value,
             last_stderr=None if last is None else last.stderr, result=self._result, iterations=self._iterations,
             message=self._message, began=self.began, ended=self.ended, seconds=self.seconds,
-            reference=self._reference, numbers={**self._numbers, **beside}, curve=tuple(points),
+            reference=self._reference, numbers={**self._numbers, **beside}, curve=tuple(points), where=self.where,
         )  # fmt: skip
 
 

@@ -32,8 +32,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("language",),
     # execution
     ("runner",),
+    ("monitor.feed",),
     ("dispatch",),
     ("cluster",),
+    ("monitor.plugin", "monitor.page", SIBLINGS),
+    ("monitor.tables",),
     ("steps", "progress"),
     ("scope",),
     ("planning",),
@@ -52,7 +55,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulation",),
     ("why",),
     ("ledger", "recorded", "audit", "comparison", "history"),
-    ("policies", "journal", "differences", "pace"),
+    ("policies", "journal", "differences", "pace", "monitor.store"),
+    ("monitor",),
     # nouns
     ("problems", "problems.fermions", "problems.lattices", "problems.molecules", "problems.problem", SIBLINGS),
     ("program",),

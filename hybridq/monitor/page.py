@@ -84,9 +84,9 @@ def show(scheduler: Scheduler, extra: Mapping[str, Any], doc: Document) -> None:
 
 def _figure(title: str, y: str, *, x: str = "Iteration", height: int = 300, **options: Any) -> Any:
     """A figure in the page's style."""
-    made = figure(
-        title=title, height=height, sizing_mode="stretch_width", background_fill_color="#ffffff", outline_line_color=None,
-        border_fill_color="#ffffff", toolbar_location="right", min_border_right=16, **options,
+    made: Any = figure(
+        title=title, height=height, sizing_mode="stretch_width", background_fill_color="#ffffff",
+        outline_line_color=None, border_fill_color="#ffffff", toolbar_location="right", min_border_right=16, **options,
     )  # fmt: skip
     made.toolbar.logo = None
     made.toolbar.autohide = True
@@ -232,7 +232,7 @@ class _Page:
         self._make_gantt()
         self._make_load()
         self._make_memory()
-        wide = {"sizing_mode": "stretch_width"}
+        wide: dict[str, Any] = {"sizing_mode": "stretch_width"}
         self.root = column(
             self.note, self.tiles, self.table, self.choice,
             row(self.values.figure, self.errors.figure, spacing=14, **wide),
@@ -323,7 +323,7 @@ class _Page:
         """The run and group that figures are drawn of."""
         choices = [(run, group.name) for run in runs for group in run.groups][:_CHOICES]
         options = [(f"{run.id}\n{name}", f"{run.name} · {name} ({run.state})") for run, name in choices]
-        wanted: Any = [(_AUTO, "what runs, or ran last"), *options]
+        wanted = [(_AUTO, "what runs, or ran last"), *options]
         if self.choice.options != wanted:
             self.choice.options = wanted
         for (run, name), (key, _) in zip(choices, options, strict=True):
@@ -354,7 +354,8 @@ class _Page:
         lanes = sorted(lanes[:_LANES], key=lambda lane: (lane != "driver", len(lane), lane), reverse=True)
         if list(self.gantt.y_range.factors) != lanes:
             self.gantt.y_range.factors = lanes
-        drawn = {kind: {key: [] for key in source.data} for kind, source in self._spans.items()}  # type: ignore[misc]
+        keys = ("lane", "left", "right", "name", "count", "seconds")
+        drawn: dict[str, dict[str, list[Any]]] = {kind: {key: [] for key in keys} for kind in self._spans}
         there = set(lanes)
         for span in spans:
             lane = names.get(span.lane, span.lane)

@@ -18,12 +18,12 @@ from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from hybridq.monitor import tables
-from hybridq.monitor.store import TOPIC, Run, Store, document
+from hybridq.monitor.store import MEASURED, TOPIC, Run, Store, document
 
 __all__ = ["MOUNTED", "Monitor", "pack", "unpack"]
 
 MOUNTED = "hybridq-mounted"
-"""Topic of the one event by which the scheduler says what it shows: ``{"page": "figures" | "plain" | "", "why": ...}``."""
+"""Topic of the event by which the scheduler says what it shows: ``{"page": "figures" | "plain" | "", "why": ...}``."""
 _MAX_MESSAGE = 2**24
 """Bytes of a message, unpacked."""
 _METRIC_RUNS, _METRIC_GROUPS = 16, 16
@@ -103,7 +103,7 @@ class Monitor(SchedulerPlugin):
         """Of each worker by address: bytes that it and its engine processes take, as it last said, and its limit."""
         found = {}
         for address, worker in (self.scheduler.workers if self.scheduler is not None else {}).items():
-            engines = worker.metrics.get("hybridq-engines", 0)
+            engines = worker.metrics.get(MEASURED, 0)
             found[address] = (int(worker.metrics.get("memory", 0)) + int(engines), int(worker.memory_limit or 0))
         return found
 
@@ -158,7 +158,7 @@ def _mount_plain(scheduler: Scheduler, prefix: str, why: str | None) -> None:
     """Mount the JSON and, where there is a reason ``why`` it has no figures, the plain page."""
     from distributed.http.utils import RequestHandler
 
-    class Numbers(RequestHandler):  # type: ignore[misc]
+    class Numbers(RequestHandler):
         def get(self) -> None:
             plugin = plugin_of(self.server)
             runs = plugin.runs() if plugin is not None else ()
@@ -173,14 +173,14 @@ def _mount_plain(scheduler: Scheduler, prefix: str, why: str | None) -> None:
             text = json.dumps({"runs": document(runs), "workers": workers, "unread": unread}, separators=(",", ":"))
             self.write(text)
 
-    class Plain(RequestHandler):  # type: ignore[misc]
+    class Plain(RequestHandler):
         def get(self) -> None:
             plugin = plugin_of(self.server)
             runs, names = ((), {}) if plugin is None else (plugin.runs(), plugin.names())
             self.write(tables.page(runs, names, why or ""))
 
     base = f"/{prefix}/" if prefix else "/"
-    routes = [(rf"{base}hybridq\.json", Numbers, {"dask_server": scheduler})]
+    routes: list[Any] = [(rf"{base}hybridq\.json", Numbers, {"dask_server": scheduler})]
     if why is not None:
         routes.append((rf"{base}hybridq", Plain, {"dask_server": scheduler}))
     scheduler.http_application.add_handlers(r".*", routes)

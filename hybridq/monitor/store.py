@@ -1,9 +1,9 @@
 """What drivers told of their runs, folded into what the pages show: pure, bounded, without clock, Dask or bokeh.
 
 A message is a JSON document. All that it holds takes the place of what was told before, but for the points of curves,
-which are joined to those that are known; so a message that is lost is made good by the next. ``id`` tells runs apart, ``full`` says that the message holds
-everything and what is known of the run is forgotten. Times are seconds since the epoch by the driver's clock; rates are
-taken from ``clock``, seconds of one that is never set::
+which are joined to those that are known; so a message that is lost is made good by the next. ``id`` tells runs apart,
+``full`` says that what is known of the run is to be forgotten. Times are seconds since the epoch by the driver's clock;
+rates are taken from ``clock``, seconds of one that is never set::
 
     {"v": 1, "id", "run", "workflow", "driver", "full", "time", "clock", "began", "state", "error",
      "totals": {"evaluations", "steps", "shots", "retries", "failures", "quantum", "classical"},
@@ -25,12 +25,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-__all__ = ["MAX_LOOPS", "MAX_RUNS", "STATES", "TOPIC", "VERSION", "Device", "Group", "Loop", "Note", "Queue", "Run",
-           "Sample", "Span", "Store", "Totals", "document"]  # fmt: skip
+__all__ = [
+    "MAX_CURVE", "MAX_LOOPS", "MAX_POINTS", "MAX_RUNS", "MEASURED", "STATES", "TOPIC", "VERSION", "Device", "Group",
+    "Loop", "Note", "Queue", "Run", "Sample", "Span", "Store", "Totals", "document",
+]  # fmt: skip
 
 TOPIC = "hybridq"
 """Of the Dask events that carry messages."""
 VERSION = 1
+MEASURED = "hybridq-engines"
+"""Metric of a Dask worker: memory that its engine processes take, in bytes."""
 STATES = ("running", "finished", "failed", "interrupted", "silent")
 MAX_RUNS = 24
 MAX_LOOPS = 2000
@@ -179,7 +183,9 @@ class Group:
     rate: float
     """Evaluations a second, of late."""
     eta: float | None
-    """Seconds until its loops that began have ended, if they need what the others did, or end at their limit."""
+    """Seconds until its loops that began have ended, if they need as many evaluations as those that have."""
+    latest: float | None
+    """Where none has ended: seconds until all have reached the limits of their evaluations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +285,7 @@ class Store:
     def _fold(self, message: Mapping[str, Any], now: float) -> None:
         if message["v"] != VERSION:
             raise ValueError(f"a driver tells its runs in version {message['v']!r}, and version {VERSION} is read here")
-        head = {
+        head: dict[str, Any] = {
             "id": _text(message["id"]), "name": _text(message["run"]), "workflow": _text(message["workflow"]),
             "driver": _text(message["driver"]), "state": _one_of(message["state"], STATES),
             "error": _text(message.get("error") or ""), "began": _number(message["began"]),
@@ -442,19 +448,19 @@ def _group(name: str, members: Sequence[Loop], past: _Past, rate: float, live: b
     worst = _worst([*members, *([past.worst] if past.worst else [])])
     count = len(finished) + past.finished
     spent = sum(loop.rows for loop in finished) + (past.rows if past.finished else 0)
-    usual = spent / count if count else None
-    left = [
-        max(0.0, (usual if usual is not None else loop.limit or 0) - loop.rows)
-        for loop in running
-        if usual is not None or loop.limit is not None
-    ]
+    eta = latest = None
+    if running and rate > 0 and live:
+        if count:
+            eta = sum(max(0.0, spent / count - loop.rows) for loop in running) / rate
+        elif all(loop.limit is not None for loop in running):
+            latest = sum(max(0, (loop.limit or 0) - loop.rows) for loop in running) / rate
     return Group(
-        name, len(members) + past.loops, len(running), count, sum(loop.state == "failed" for loop in members)
-        + past.failed, sum(loop.rows for loop in members) + past.rows, worst.best if worst else None,
-        worst.error if worst else None, worst.stderr if worst else 0.0, worst.unit if worst else "",
-        members[-1].method if members else (worst.method if worst else ""),
-        tuple(sorted({loop.where for loop in running if loop.where})), rate,
-        sum(left) / rate if live and rate > 0 and len(left) == len(running) and running else None,
+        name=name, loops=len(members) + past.loops, running=len(running), finished=count,
+        failed=sum(loop.state == "failed" for loop in members) + past.failed,
+        rows=sum(loop.rows for loop in members) + past.rows, best=worst.best if worst else None,
+        error=worst.error if worst else None, stderr=worst.stderr if worst else 0.0,
+        unit=worst.unit if worst else "", method=members[-1].method if members else "",
+        devices=tuple(sorted({loop.where for loop in running if loop.where})), rate=rate, eta=eta, latest=latest,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hybridq.monitor.store import Group, Loop, Note, Run
 
-__all__ = ["ACCURACY", "CSS", "COLOURS", "amount", "notes_table", "page", "runs_table", "tiles"]
+__all__ = ["ACCURACY", "COLOURS", "CSS", "amount", "notes_table", "page", "runs_table", "tiles"]
 
 ACCURACY = 1.6e-3
 """Chemical accuracy, 1 kcal/mol, in hartree."""
@@ -165,12 +165,12 @@ def _group_cells(group: Group, names: Mapping[str, str]) -> tuple[str, ...]:
     return (
         f'{_escape(group.name)} <span class="faint">{_count(group.loops)} loops: {counts}</span>', _state(state),
         _count(group.rows), "" if group.error is not None else _value(group.best, group.unit), error, "",
-        _rate(group.rate) if group.running else "", _duration(group.eta), devices + more,
+        _rate(group.rate) if group.running else "", _eta(group), devices + more,
     )  # fmt: skip
 
 
 def _loop_cells(loop: Loop, group: Group | None, names: Mapping[str, str]) -> tuple[str, ...]:
-    rate, eta = ("", "") if group is None or not group.running else (_rate(group.rate), _duration(group.eta))
+    rate, eta = ("", "") if group is None or not group.running else (_rate(group.rate), _eta(group))
     return (
         f'{_escape(loop.at)} <span class="faint">{_escape(loop.method)}</span>', _state(loop.state), _count(loop.rows),
         _value(loop.best, loop.unit), _error(loop.error, loop.unit), _stderr(loop), rate, eta,
@@ -223,6 +223,10 @@ def _error(number: float | None, unit: str) -> str:
 
 def _stderr(loop: Loop) -> str:
     return "exact" if loop.stderr == 0.0 and loop.rows else _or_dash(lambda n: f"{n:.1e}", loop.stderr)
+
+
+def _eta(group: Group) -> str:
+    return f"≤ {_duration(group.latest)}" if group.latest is not None else _duration(group.eta)
 
 
 def _duration(seconds: float | None) -> str:
