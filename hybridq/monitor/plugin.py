@@ -43,7 +43,10 @@ def pack(message: Mapping[str, Any]) -> bytes:
 def unpack(packed: bytes) -> dict[str, Any]:
     """The message that `pack` was given. Raises ValueError for anything else."""
     try:
-        text = zlib.decompressobj().decompress(packed, _MAX_MESSAGE)
+        stream = zlib.decompressobj()
+        text = stream.decompress(packed, _MAX_MESSAGE)
+        if not stream.eof:
+            raise ValueError(f"a message is cut off, or longer than {_MAX_MESSAGE:,} bytes")
         found = json.loads(text)
     except (zlib.error, TypeError, RecursionError) as error:
         raise ValueError(f"a message cannot be unpacked ({error})") from error
