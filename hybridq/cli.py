@@ -68,6 +68,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         unencrypted_option,
         click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Leave the run "
                      "after so long."),
+        click.option("--monitor/--no-monitor", default=True, help="Whether the run is shown in the Dask dashboard."),
         click.option("--fork", metavar="NAME", help="Branch off the run NAME, which answers what has not "
                      "changed."),
         click.option("--reuse", metavar="NAME", multiple=True, help="A run whose exact evaluations may answer equal "

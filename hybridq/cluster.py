@@ -27,6 +27,7 @@ from hybridq.engines import frames
 from hybridq.engines.process import EngineProcess
 from hybridq.engines.wire import Batch
 from hybridq.errors import ClusterLost, NoDevice, WorkerLost, WorkflowError
+from hybridq.monitor.store import MEASURED
 from hybridq.policies import Device
 from hybridq.resources import KINDS, ROUND_TRIP, worker_allowance
 from hybridq.sites import Site
@@ -92,6 +93,7 @@ class EnginePlugin(WorkerPlugin):
         for engine in self._all:
             engine.start()
         self.engines = _Pool(self._all)
+        worker.metrics[MEASURED] = lambda _: sum(engine.resident for engine in self._all)
         await worker.set_resources(**{BYTES: allowance, SLOTS: slots})
 
     async def teardown(self, worker: Worker) -> None:
@@ -293,6 +295,16 @@ class Cluster:
         for key, future in gone:
             self._arrived.put((key, None, WorkerLost(f"the worker at {address} left the cluster")))
             future.cancel()
+
+    @property
+    def own(self) -> bool:
+        """Whether it was started for this driver, and ends with it."""
+        return self._own is not None
+
+    def tell(self, topic: str, message: bytes) -> None:
+        """Put an event into the scheduler's ``topic``; `TimeoutError` or `OSError` if it does not answer."""
+        assert self.client.scheduler is not None
+        self.client.sync(self.client.scheduler.log_event, topic=topic, msg=message, callback_timeout=_ANSWER_SECONDS)
 
     def scale(self, workers: int) -> None:
         """Ask for so many workers. Raises `NoDevice` if this is no cluster that can be asked."""

@@ -14,7 +14,7 @@ import math
 import secrets
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from hybridq.cluster import Cluster
 
 __all__ = [
-    "Advanced", "Changed", "Dispatcher", "Evaluated", "Interrupted", "LoopAsk", "Places", "ProgramAsk", "StepAsk",
-    "driver_device", "driver_engine", "places_of",
+    "Advanced", "Changed", "Dispatcher", "Evaluated", "Incident", "Interrupted", "Load", "LoopAsk", "Places",
+    "ProgramAsk", "StepAsk", "driver_device", "driver_engine", "places_of",
 ]  # fmt: skip
 
 _ATTEMPTS = 3
@@ -80,6 +80,8 @@ _SILENT_SECONDS = 60.0
 """A scheduler that takes connections and does not answer for so long counts as lost, in seconds."""
 _TELL_SECONDS = 30.0
 """Between lines that say that the same is still waited for."""
+_INCIDENTS = 100
+"""So many of the latest refusals and retries are kept to be looked at."""
 _WATCH_SECONDS = 1.0
 """Between looks at which workers there are."""
 
@@ -249,6 +251,29 @@ class Places:
         return max(worker.bytes for worker in self.workers)
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a device has to do: batches at work and sent ahead, and bytes reserved for what is on it at once."""
+
+    device: Device
+    busy: int
+    ahead: int
+    reserved: int
+    worker: bool
+    """Whether it is a worker of the cluster, or one of the devices beside it."""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A call that was refused or is tried again, and why; ``time`` in seconds since the epoch."""
+
+    time: float
+    what: str
+    """``refused`` or ``retried``."""
+    at: str
+    reason: str
+
+
 def _at_hand(required: Need, workers: Sequence[Device]) -> bool:
     """Whether the driver's engine is the place for a lone program: it is short, or fits nowhere else."""
     if required.bytes > _driver_bytes():
@@ -288,6 +313,8 @@ class Dispatcher:
         self._jobs: dict[Hashable, Job] = {}
         self._refused: list[tuple[Hashable, BaseException]] = []
         """Numbers of calls that nothing there or expected can take any more, and what they are to be told."""
+        self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
+        """The latest refusals and retries."""
         self._numbers = itertools.count()
         self._expected: tuple[Device, ...] = ()
         self._homes: dict[str, str] = {}
@@ -440,6 +467,7 @@ class Dispatcher:
             )  # fmt: skip
             refusal = self._ledger.submit(job, time.monotonic())
             if refusal is not None:
+                self._note("refused", ask, refusal.error)
                 raise refusal.error
             self._asks[number] = ask
             self._jobs[number] = job
@@ -462,6 +490,28 @@ class Dispatcher:
         if there[address] >= slots[address] and any(there[name] < free for name, free in slots.items()):
             return None
         return address
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The cluster while it is there."""
+        return self._cluster
+
+    def loads(self) -> tuple[tuple[Load, ...], int, float]:
+        """What each device has to do now, how many calls wait, and their predicted seconds."""
+        with self._lock:
+            ledger = self._ledger
+            if ledger is None:
+                return (), 0, 0.0
+            found = []
+            for device in ledger.devices:
+                sent = len(ledger.running(device.name))
+                busy = min(sent, device.slots)
+                reserved, _ = ledger.reserved(device.name)
+                found.append(Load(device, busy, sent - busy, reserved, device.name not in self._beside))
+            return tuple(found), ledger.waiting, ledger.work
+
+    def _note(self, what: str, ask: _Ask, reason: object) -> None:
+        self.incidents.append(Incident(time.time(), what, ask.label, str(reason) or type(reason).__name__))
 
     def close(self) -> None:
         """End the cluster, if one was started; everything asked must have been answered."""
@@ -529,6 +579,7 @@ class Dispatcher:
             ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
             if not _worth_another_try(outcome, ask.tries):
                 raise outcome
+            self._note("retried", ask, outcome)
 
     def _checked(self, ask: ProgramAsk, expected: int) -> Outcome | HybridqError:
         """Evaluate a program of which it is still to be seen, meanwhile, whether it is what was asked for."""
@@ -557,6 +608,7 @@ class Dispatcher:
                 ask.tries += 1
                 if not _worth_another_try(error, ask.tries):
                     raise
+                self._note("retried", ask, error)
 
     # -- on the cluster --------------------------------------------------------------------------------------------
 
@@ -631,6 +683,7 @@ class Dispatcher:
                 ask = self._asks.pop(refusal.job, None)
                 self._jobs.pop(refusal.job, None)
                 if ask is not None:
+                    self._note("refused", ask, refusal.error)
                     refused.append((ask, refusal.error))
         for ask, reason in refused:
             _resolve(ask.future, functools.partial(_raise, reason))
@@ -811,6 +864,7 @@ class Dispatcher:
                 self._jobs.pop(number, None)
                 ask = self._asks.pop(number, None)
                 if ask is not None:
+                    self._note("refused", ask, error)
                     sends.append(functools.partial(_resolve, ask.future, functools.partial(_raise, error)))
             self._refused.clear()
             if self._closed is not None or not (self._asks or sends):
@@ -894,6 +948,7 @@ class Dispatcher:
         elif not isinstance(ask, StepAsk):
             again = _worth_another_try(error, ask.tries)
         if again and self._closed is None:
+            self._note("retried", ask, error)
             self._again(ask)
         else:
             _resolve(ask.future, functools.partial(_raise, error))
@@ -1053,6 +1108,7 @@ class Dispatcher:
                 self._expect(ask.name, reply.seconds)
         if reply.raised is not None and ask.tries - len(ask.deaths) - ask.drops < ask.retries:
             ask.attempt, ask.tries = ask.attempt + 1, ask.tries + 1
+            self._note("retried", ask, f"{reply.raised.type}: {reply.raised.message}")
             self._again(ask)
         else:
             _resolve(ask.future, lambda: ask.finish(reply, ask.attempt))

@@ -25,6 +25,7 @@ import re
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +211,8 @@ class Row:
     where: str
     program: str = ""
     """What was evaluated, as in `Circuit`; empty for the same as in the loop's row before, or for another objective."""
+    started: float | None = None
+    """Seconds since 1970, by the clock of the machine that evaluated it."""
 
 
 @dataclass(frozen=True)
@@ -484,6 +487,7 @@ class Journal:
         self._writing = False
         """Whether there may be bytes behind the tail: an interrupt may come between a write and the note of it."""
         self._lock = threading.Lock()
+        self._follower: deque[tuple[int, Record]] | None = None
         self._broken: str | None = None
         self._stored: set[str] = set()
         """Values that this driver wrote, or found to be what it would write."""
@@ -543,11 +547,22 @@ class Journal:
             whole = b"".join(lines)
             self._write(whole)
             number = self._tail.line + len(lines)
+            if self._follower is not None:
+                self._follower.extend(enumerate(several, self._tail.line + 1))
             self._tail = _Tail(chain, self._tail.size + len(whole), number)
             self._writing = False
         if not self._dirty.is_set():  # else a sync is to come that begins after this
             self._dirty.set()
         return number
+
+    def follow(self, follower: deque[tuple[int, Record]] | None) -> int:
+        """Put what is appended from now on into ``follower`` too, with its line number; None ends that.
+
+        Returns the number of the last line that is not among it. Who follows keeps up with it: it is not bounded.
+        """
+        with self._lock:
+            self._follower = follower
+            return self._tail.line
 
     def store(self, encoded: Encoded) -> Document:
         """Keep an encoded value; return the document that stands for it in a record."""

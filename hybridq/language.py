@@ -33,6 +33,7 @@ from hybridq.engines.loops import settings_as_data
 from hybridq.errors import JournalError, NotFinite, TimedOut, WorkflowError
 from hybridq.journal import Journal, run_directory
 from hybridq.location import Location, seed_key
+from hybridq.monitor.feed import Feed
 from hybridq.planning import Unknown, Unplanned, completed, needed, origin, unknown_in
 from hybridq.program import GRADIENTS, Outcome, Program, Request, derivatives, program, result
 from hybridq.progress import Progress
@@ -782,6 +783,7 @@ class Overrides:
     take_over: bool = False
     timeout: float | None = None
     allow_unencrypted: bool = False
+    monitor: bool = True
     fork: str | None = None
     reuse: Sequence[str] = ()
     plan: bool = False
@@ -800,7 +802,8 @@ overrides: ContextVar[Overrides | None] = ContextVar("hybridq_overrides", defaul
 def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: int | None = None,
         cluster: Any = None, store: str | os.PathLike[str] | None = None, workers: int | None = None,
         take_over: bool = False, backend: Any = None, site: Site | str | os.PathLike[str] | None = None,
-        fork: str | None = None, reuse: str | Sequence[str] = (), timeout: float | None = None) -> R:  # fmt: skip
+        fork: str | None = None, reuse: str | Sequence[str] = (), timeout: float | None = None,
+        monitor: bool = True) -> R:  # fmt: skip
     """Run ``workflow(*args)``, or finish it: the same call on a run that was interrupted goes on where it stood.
 
     The record is kept in ``store/name`` (default ``./runs``). Without a ``name`` the run is named by the workflow and a
@@ -819,6 +822,9 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     is copied into this run's record, which names the run that it came from.
 
     A run that lasts longer than ``timeout`` seconds is left as Ctrl-C leaves it, with `TimedOut`.
+
+    While it uses a cluster, the run is shown in that cluster's Dask dashboard, at ``/hybridq``; with ``monitor=False``
+    it is not, and tells the scheduler nothing of itself.
 
     Returns the workflow's value. Raises what the workflow raises; `WorkflowError` for a call written wrongly;
     `NoDevice` for the name of a device that the site lacks; `JournalError` if the run is in use or damaged. Ctrl-C
@@ -868,9 +874,11 @@ def run(workflow: Callable[..., R], *args: Any, name: str | None = None, seed: i
     except BaseException:
         journal.close()
         raise
+    watched = monitor and asked.monitor and not asked.plan
+    feed = Feed(name, journal, opened.dispatcher, progress) if watched else None
     with _Signals(opened, timeout) as signals:
         try:
-            value: R = _finish(opened, journal, progress, title, body, args, asked, signals)
+            value: R = _finish(opened, journal, progress, title, body, args, asked, signals, feed)
         finally:
             journal.close()
         if journal.failure is not None:  # found in the background, after the last record
@@ -951,7 +959,7 @@ def _made_again(asked: Overrides, workflow: Callable[..., Any], args: tuple[Any,
 
 
 def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body: Callable[..., R],
-            args: tuple[Any, ...], asked: Overrides, signals: _Signals) -> R:  # fmt: skip
+            args: tuple[Any, ...], asked: Overrides, signals: _Signals, feed: Feed | None) -> R:  # fmt: skip
     if opened.resumed:
         progress.message(f"resuming {opened.name} from {journal.directory}")
     _open_runs.add(opened)
@@ -997,6 +1005,8 @@ def _finish(opened: Run, journal: Journal, progress: Progress, title: str, body:
         current.reset(token)
         _open_runs.discard(opened)
         try:
+            if feed is not None:
+                feed.close()
             leave()
         except KeyboardInterrupt:
             signals.leaving = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["KINDS", "ROUND_TRIP", "Need", "format_bytes", "parse_bytes", "worker_allowance"]
+__all__ = ["KINDS", "ROUND_TRIP", "Need", "format_bytes", "idle_bytes", "parse_bytes", "worker_allowance"]
 
 _UNITS = {
     "": 1, "b": 1,
@@ -35,13 +35,18 @@ _WORKER_BASELINE = 400 * 2**20
 _ENGINE_BASELINE = 250 * 2**20
 
 
+def idle_bytes(slots: int) -> int:
+    """What a worker's own process and its ``slots`` engine processes are taken to need when idle, in bytes."""
+    return _WORKER_BASELINE + slots * _ENGINE_BASELINE
+
+
 def worker_allowance(memory_limit: int, slots: int) -> int:
     """Bytes that all programs and steps on one worker may take together.
 
     Of the worker's ``memory_limit`` (bytes) 5% stay free, and what its own process and its ``slots`` engine processes
     take when idle is set aside (400 and 250 MiB, above what was measured).
     """
-    return max(0, int(0.95 * memory_limit) - _WORKER_BASELINE - slots * _ENGINE_BASELINE)
+    return max(0, int(0.95 * memory_limit) - idle_bytes(slots))
 
 
 def parse_bytes(text: str | int) -> int:

@@ -44,9 +44,9 @@ from hybridq.errors import (
 )
 from hybridq.journal import Journal, pack_array, unpack_array
 from hybridq.location import Location
+from hybridq.pace import Pace, pace
 from hybridq.planning import (
     Cost,
-    Pace,
     Plan,
     Trial,
     Unknown,
@@ -55,7 +55,6 @@ from hybridq.planning import (
     cost,
     needed,
     origin,
-    pace,
     trials,
     unknown_in,
 )
@@ -1110,7 +1109,7 @@ class _Objective:
     def _live(self, i: int, point: np.ndarray[Any, Any], at: Location) -> records.Row:
         run, call = self._run, self._call
         left = _time_left(call, self._counter.location, self._spent, i)
-        begun = time.perf_counter()
+        started, begun = time.time(), time.perf_counter()
         gradient = asked = None
         if call.describe is None:
             estimate = self._body(point, at)
@@ -1145,6 +1144,7 @@ class _Objective:
         row = records.Row(
             self._line, i, pack_array(point), value, gradient, float(estimate.stderr) if measured else 0.0,
             estimate.shots if measured else None, time.perf_counter() - begun, where, self._named(asked),
+            started,
         )  # fmt: skip
         run._journal.append(row)
         self._spent += row.seconds
@@ -1241,6 +1241,7 @@ class _Shipped:
                 self._entry.line, known + k, pack_array(point.x), point.value,
                 None if point.gradient is None else pack_array(point.gradient), point.stderr, first.shots,
                 point.seconds, where, first.template.digest if len(self._entry.rows) + len(rows) == 0 else "",
+                point.started,
             ))  # fmt: skip
         run._journal.append_all(rows)
         run._keep(first)
@@ -1279,7 +1280,7 @@ _parts = operator.attrgetter("circuit", "observables", "shots", "precision", "ba
 
 def _point(row: records.Row) -> Point:
     gradient = None if row.g is None else unpack_array(row.g)
-    return Point(unpack_array(row.x), row.value, row.stderr, gradient, row.seconds)
+    return Point(unpack_array(row.x), row.value, row.stderr, gradient, row.seconds, row.started)
 
 
 class _Inner:

@@ -32,8 +32,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("language",),
     # execution
     ("runner",),
+    ("monitor.feed",),
     ("dispatch",),
     ("cluster",),
+    ("monitor.plugin", "monitor.page", SIBLINGS),
+    ("monitor.tables",),
     ("steps", "progress"),
     ("scope",),
     ("planning",),
@@ -51,8 +54,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # policies, methods, records
     ("simulation",),
     ("why",),
-    ("ledger", "recorded", "audit", "comparison"),
-    ("policies", "journal", "differences"),
+    ("ledger", "recorded", "audit", "comparison", "history"),
+    ("policies", "journal", "differences", "pace", "monitor.store"),
+    ("monitor",),
     # nouns
     ("problems", "problems.fermions", "problems.lattices", "problems.molecules", "problems.problem", SIBLINGS),
     ("program",),

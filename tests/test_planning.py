@@ -29,6 +29,7 @@ from hybridq.dispatch import Places
 from hybridq.engines.costs import need
 from hybridq.language import Overrides, overrides
 from hybridq.location import Location
+from hybridq.pace import pace
 from hybridq.planning import (
     Plan,
     Unknown,
@@ -38,7 +39,6 @@ from hybridq.planning import (
     folded,
     needed,
     origin,
-    pace,
     table,
     unknown_in,
 )

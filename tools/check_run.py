@@ -27,7 +27,7 @@ MEMBERS = {
     "step": "at code arguments inputs output started seconds where attempt bytes",
     "eval": "at program theta shots output started seconds where attempt bytes",
     "loop": "at function code arguments inputs method gradient",
-    "row": "loop i x value g stderr shots seconds where [program]",
+    "row": "loop i x value g stderr shots seconds where [program] [started]",
     "loop-end": "loop output seconds",
     "failure": "at type message arguments traceback started seconds where attempt",
     "survived": "at",

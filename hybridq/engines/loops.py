@@ -56,6 +56,8 @@ class Point:
     stderr: float
     gradient: Array | None
     seconds: float
+    started: float | None = None
+    """Seconds since 1970; None if that is not recorded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +202,7 @@ class _Running:
                 raise _Dropped
         if not np.isfinite(point).all():
             raise NotFinite(f"the optimizer asked for evaluation {i} at {point.tolist()}")
-        begun = time.perf_counter()
+        started, begun = time.time(), time.perf_counter()
         program = self._program(i, point)
         (outcome,) = self._evaluate([program])
         if not isinstance(outcome, Outcome):
@@ -208,7 +210,7 @@ class _Running:
         estimate = result(program, outcome)
         gradient = None if outcome.gradients is None else derivatives(program, outcome)
         value, stderr = float(estimate), float(estimate.stderr)
-        self._new.append(Point(point, value, stderr, gradient, time.perf_counter() - begun))
+        self._new.append(Point(point, value, stderr, gradient, time.perf_counter() - begun, started))
         return value if gradient is None else (value, gradient.copy())
 
     def _program(self, i: int, point: Array) -> Program:

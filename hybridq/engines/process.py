@@ -72,6 +72,12 @@ class EngineProcess:
         return self.pid is not None
 
     @property
+    def resident(self) -> int:
+        """Memory that the process takes now, in bytes; 0 while none runs."""
+        pid = self.pid
+        return 0 if pid is None else _resident(pid)
+
+    @property
     def versions(self) -> Mapping[str, str]:
         """What the process runs: versions by name of library; empty until it is ready."""
         child = self._child

@@ -424,7 +424,7 @@ def unpack_advance(data: bytes) -> Advance | HybridqError:
 def _point_arrays(points: Sequence[Point]) -> list[Array]:
     if not points:
         return []
-    numbers = np.array([(p.value, p.stderr, p.seconds) for p in points], dtype=_FLOAT)
+    numbers = np.array([(p.value, p.stderr, p.seconds, p.started or 0.0) for p in points], dtype=_FLOAT)
     arrays = [numbers, np.array([p.x for p in points], dtype=_FLOAT)]
     if points[0].gradient is not None:
         arrays.append(np.array([p.gradient for p in points], dtype=_FLOAT))
@@ -434,12 +434,12 @@ def _point_arrays(points: Sequence[Point]) -> list[Array]:
 def _take_points(arrays: _Arrays, count: int, width: int, with_gradient: bool) -> tuple[Point, ...]:
     if not count:
         return ()
-    numbers = arrays.take(_FLOAT, (count, 3)).tolist()
+    numbers = arrays.take(_FLOAT, (count, 4)).tolist()
     xs = arrays.take(_FLOAT, (count, width))
     gradients = arrays.take(_FLOAT, (count, width)) if with_gradient else [None] * count
     return tuple(
-        Point(x, value, stderr, gradient, seconds)
-        for x, gradient, (value, stderr, seconds) in zip(xs, gradients, numbers, strict=True)
+        Point(x, value, stderr, gradient, seconds, started or None)
+        for x, gradient, (value, stderr, seconds, started) in zip(xs, gradients, numbers, strict=True)
     )
 
 

@@ -1,0 +1,1 @@
+"""Live monitoring of runs in the Dask dashboard: what drivers tell, what the scheduler keeps, and the pages."""
