@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import functools
 import heapq
+import itertools
 import json
 import math
 import random
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from hybridq import journal as records
 from hybridq.policies import Batch, Device, Job, Refusal
+from hybridq.recorded import Recorded, index
 from hybridq.resources import Need
 
 __all__ = [
-    "Change", "Decision", "PlainOrder", "Result", "Scheduler", "Task", "Trace", "lower_bound", "ranked", "scattered",
-    "simulate", "studies", "trace_from_json", "trace_to_json",
+    "Change", "Decision", "PlainOrder", "Result", "Scheduler", "Task", "Trace", "lower_bound", "of_journal", "ranked",
+    "scattered", "simulate", "studies", "trace_from_json", "trace_to_json",
 ]  # fmt: skip
 
 
@@ -536,6 +540,159 @@ def studies(jobs: int, seed: int, *, spread: float = 0.0) -> tuple[Task, ...]:
             ends.append(last)
         classical("fit", 0.1, 5.0, ends)
     return tuple(tasks)
+
+
+# -- traces of runs ----------------------------------------------------------------------------------------------------
+
+
+def of_journal(entries: Sequence[tuple[int, records.Record]], devices: Sequence[Device]) -> Trace:
+    """A run as it was recorded (`journal.read_records`), as a trace to play on ``devices``.
+
+    Each step, each evaluation and each row of a loop is a task of the seconds that it took, which are taken to be those
+    predicted, and fails as often as it did. Bytes are those projected for a circuit, and those a step grew by. All of
+    the driver's own work is left out.
+
+    A journal says when calls began and not what they waited for, so that is inferred: in a scope, what began after
+    another call had ended is taken to need it. Calls of one name (``energy[0]``, ``energy[1]``) need each other only if
+    no two of them overlapped: else they were asked for together. The rows of a loop need each the one before.
+    """
+    found = index(entries)
+    root = _Scope()
+    for call in _calls(found, entries):
+        scope = root
+        for name in call.at.split("/"):
+            scope = scope.inner.setdefault(name, _Scope())
+        scope.own = call
+    after: dict[str, tuple[str, ...]] = {}
+    _connect(root, (), after)
+    run = found.header.name if found.header is not None else ""
+    calls = sorted(_owned(root), key=lambda call: (call.began, call.ended, call.line))
+    return Trace(
+        tuple(
+            Task(
+                Job(call.at, call.need, run, call.at.rpartition("/")[0], kind=call.kind, template=call.template),
+                call.need.seconds, after[call.at], failures=call.failures,
+            )
+            for call in calls
+        ),
+        tuple(devices),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Something that was run, from when to when: seconds since the epoch."""
+
+    at: str
+    line: int
+    began: float
+    ended: float
+    need: Need
+    kind: str
+    template: str
+    failures: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Scope:
+    """A location of a run: a call, or what was called below it."""
+
+    inner: dict[str, _Scope] = field(default_factory=dict)
+    own: _Call | None = None
+    first: float = 0.0
+    last: float = 0.0
+
+
+def _calls(found: Recorded, entries: Sequence[tuple[int, records.Record]]) -> Iterable[_Call]:
+    """All that was run, in the order in which it was recorded; rows of loops follow their headers."""
+    latest = 0.0
+    for line, record in entries:
+        if isinstance(record, records.Opened):
+            latest = max(latest, record.time)
+        elif isinstance(record, (records.Step, records.Evaluation)) and found.answers.get(record.at) is record:
+            ended = record.started + record.seconds
+            latest = max(latest, ended)
+            if isinstance(record, records.Step):
+                need, kind = Need(record.bytes, record.seconds), "classical"
+                template = record.at.rpartition("/")[2].partition("[")[0]
+            else:
+                need, kind, template = _circuit_need(found, record.program, record.seconds), "quantum", record.program
+            yield _Call(record.at, line, record.started, ended, need, kind, template, record.attempt)
+        elif isinstance(record, records.Loop) and found.loops[record.at].header is record:
+            began, template = latest, ""
+            for row in found.loops[record.at].rows:
+                template = row.program or template
+                if row.where:  # else its evaluations have records of their own
+                    at = f"{record.at}/{record.function}[{row.i}]"
+                    need = _circuit_need(found, template, row.seconds)
+                    yield _Call(at, line, began, began + row.seconds, need, "quantum", template)
+                    began += row.seconds
+
+
+def _circuit_need(found: Recorded, program: str, seconds: float) -> Need:
+    circuit = next(iter(found.circuits.get(program, ())), None)
+    if circuit is None:
+        return Need(0, seconds)
+    projected = circuit.need or {}
+    return Need(
+        int(projected.get("bytes") or 0), seconds, qubits=circuit.qubits, shots=int(projected.get("shots") or 0)
+    )
+
+
+def _owned(scope: _Scope) -> Iterable[_Call]:
+    if scope.own is not None:
+        yield scope.own
+    for inner in scope.inner.values():
+        yield from _owned(inner)
+
+
+def _connect(scope: _Scope, before: tuple[str, ...], after: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Enter what each call below ``scope``, which needs ``before``, needs; the calls that end it."""
+    if scope.own is not None:
+        after[scope.own.at] = before
+        return (scope.own.at,)
+    for one in scope.inner.values():
+        calls = list(_owned(one))
+        one.first, one.last = min(c.began for c in calls), max(c.ended for c in calls)
+    order = sorted(scope.inner.items(), key=lambda item: (item[1].first, item[1].last))
+    alike: dict[str, list[_Scope]] = {}
+    for name, one in order:
+        alike.setdefault(name.partition("[")[0], []).append(one)
+    groups = {name: _Alike(ones) for name, ones in alike.items()}
+    ends: dict[int, tuple[str, ...]] = {}
+    needed: set[int] = set()
+    for name, one in order:
+        own = name.partition("[")[0]
+        over = {
+            other: bisect_right(group.lasts, one.first)
+            for other, group in groups.items()
+            if not (other == own and group.together)
+        }
+        found: list[str] = []
+        for other, count in over.items():
+            # what ended before one of another name began, which is needed here, is needed by that one
+            since = max((groups[g].firsts[k - 1] for g, k in over.items() if k and g != other), default=-math.inf)
+            start = bisect_right(groups[other].lasts, since)
+            if not groups[other].together:
+                start = max(start, count - 1)
+            for each in groups[other].ones[start:count]:
+                if id(each) in ends:
+                    needed.add(id(each))
+                    found += ends[id(each)]
+        ends[id(one)] = _connect(one, tuple(found) or before, after)
+    return tuple(at for _, one in order if id(one) not in needed for at in ends[id(one)])
+
+
+class _Alike:
+    """Calls of one name in a scope, in the order in which they ended."""
+
+    def __init__(self, ones: Sequence[_Scope]) -> None:
+        """``ones`` in the order in which they began."""
+        self.together = any(later.first < one.last for one, later in itertools.pairwise(ones))
+        self.ones = sorted(ones, key=lambda one: one.last)
+        self.lasts = [one.last for one in self.ones]
+        self.firsts = list(itertools.accumulate((one.first for one in self.ones), max))
+        """When the last of the first so many began."""
 
 
 def trace_to_json(trace: Trace) -> str:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qiskit import QuantumCircuit
+from qiskit.circuit import Parameter
+from runs import recorded
 
+import hybridq as hq
+from hybridq import journal as records
+from hybridq.journal import read_records
 from hybridq.ledger import Ledger
 from hybridq.policies import POLICIES, Batch, Device, Job
 from hybridq.resources import Need
@@ -20,6 +29,7 @@ from hybridq.simulation import (
     Task,
     Trace,
     lower_bound,
+    of_journal,
     ranked,
     scattered,
     simulate,
@@ -276,3 +286,78 @@ def test_what_a_slow_worker_is_found_to_take_shortens_the_whole(seed: int) -> No
     assert max(speeds[3:]) < 0.5 < 0.8 < min(speeds[:3])
     assert found.makespan < without.makespan
     assert found.makespan < 1.15 * told.makespan  # of one that knows from the start
+
+
+# -- traces of runs ----------------------------------------------------------------------------------------------------
+
+
+def step(at: str, began: float, ended: float, attempt: int = 0) -> records.Step:
+    return records.Step(at, "", "", None, None, began, ended - began, "w", attempt, 2**20)
+
+
+def needs(*entries: records.Record) -> dict[str, set[str]]:
+    trace = of_journal(list(enumerate(entries, 1)), ())
+    return {str(task.job.id): set(map(str, task.after)) for task in trace.tasks}
+
+
+def test_what_a_record_tells_of_who_needed_whom() -> None:
+    steps = [step("s/a[0]", 0, 1), step("s/a[1]", 0.5, 2), step("s/a[2]", 1, 3), step("s/b[0]", 3, 4),
+             step("s/a[3]", 4, 5), step("s/c[0]", 5, 6), step("s/c[1]", 6, 7)]  # fmt: skip
+    assert needs(*steps) == {
+        "s/a[0]": set(), "s/a[1]": set(), "s/a[2]": set(), "s/b[0]": {"s/a[0]", "s/a[1]", "s/a[2]"},
+        "s/a[3]": {"s/b[0]"}, "s/c[0]": {"s/a[3]"}, "s/c[1]": {"s/c[0]"},
+    }  # fmt: skip
+    # bodies side by side, each a chain, after a step and before another; recorded as they ended
+    bodies = [step("s/p[0]", 0, 1), step("s/f[1]/a[0]", 1, 2), step("s/f[0]/a[0]", 1, 3), step("s/f[1]/b[0]", 3, 4),
+              step("s/f[0]/b[0]", 3, 5), step("s/q[0]", 5, 6)]  # fmt: skip
+    assert needs(*bodies) == {
+        "s/p[0]": set(), "s/f[0]/a[0]": {"s/p[0]"}, "s/f[1]/a[0]": {"s/p[0]"}, "s/f[0]/b[0]": {"s/f[0]/a[0]"},
+        "s/f[1]/b[0]": {"s/f[1]/a[0]"}, "s/q[0]": {"s/f[0]/b[0]", "s/f[1]/b[0]"},
+    }  # fmt: skip
+    (one,) = of_journal([(1, step("s/a[0]", 5, 7, attempt=2))], [Device("w", 1, 2**30, 1)]).tasks
+    assert (one.seconds, one.failures, one.job.kind, one.job.need) == (2, 2, "classical", Need(2**20, 2))
+
+
+@hq.quantum
+def angle(theta: Any, shift: float) -> Any:
+    circuit = QuantumCircuit(1)
+    circuit.ry(Parameter("a") + shift, 0)
+    return hq.expval(circuit, "Z", theta)
+
+
+@hq.workflow
+def lowest(shift: float) -> float:
+    return float(hq.minimize(angle, [0.3], args=(shift,), method="COBYLA", options={"maxiter": 8}).fun)
+
+
+@hq.workflow
+def small_study(count: int) -> float:
+    start = float(angle([0.2], 0.0))
+    return float(angle([min(hq.map(lowest, [start + number for number in range(count)]))], 0.0))
+
+
+def test_a_run_is_a_trace(store: Path) -> None:
+    """On a device beside the driver, which needs no cluster."""
+    site = hq.Site(devices=(hq.Device(name="two", backend="aer", slots=2),), backend="two")
+    hq.run(small_study, 3, name="run", store=store, site=site)
+    devices = [Device(f"w{number}", 1, 2**30, 1, 0.012, kinds=("quantum", "classical")) for number in range(2)]
+    trace = of_journal(read_records(store / "run"), devices)
+    rows = [r for r in recorded(store / "run", records.Row)]
+    took = math.fsum(r.seconds for r in [*rows, *recorded(store / "run", records.Evaluation)])
+    assert len(trace.tasks) == len(rows) + 2
+    assert math.fsum(task.seconds for task in trace.tasks) == pytest.approx(took)
+    tasks = {str(task.job.id): task for task in trace.tasks}
+    first, last = "small_study/angle[0]", "small_study/angle[1]"
+    loops = [[at for at in tasks if at.startswith(f"small_study/lowest[{n}]/minimize[0]/")] for n in range(3)]
+    assert tasks[first].after == ()
+    assert set(tasks[last].after) == {loop[-1] for loop in loops}
+    for loop in loops:
+        assert len(loop) > 2
+        assert [tasks[at].after for at in loop] == [(before,) for before in [first, *loop[:-1]]]
+        assert {tasks[at].job.need.qubits for at in loop} == {1}
+        assert all(tasks[at].job.need.bytes >= 2**25 for at in loop)
+    for scheduler in (*map(Ledger, sorted(POLICIES)), PlainOrder()):
+        found = simulate(trace, scheduler)
+        assert len(found.decisions) == len(trace.tasks)
+        assert found.makespan >= found.bound > 0
+    assert trace_from_json(trace_to_json(trace)) == trace
