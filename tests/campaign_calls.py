@@ -420,8 +420,11 @@ def takes_long(forks: Forks, seed: int) -> Case:
                 LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster,
                 Client(cluster) as client,
             ):
+                hq.run(longs, 20, 8, 1, name="pace", store=store, cluster=client)
+                (pace,) = recorded(store / "pace", records.Evaluation)
+                layers = math.ceil(8 * rng.uniform(2, 3) * TTL / pace.seconds)
                 before = _pids(client)
-                hq.run(longs, 20, 60 + rng.randrange(20), 2, name="a", store=store, cluster=client)
+                hq.run(longs, 20, layers, 2, name="a", store=store, cluster=client)
                 case.check(_pids(client) == before, "a worker was taken for dead")
             done = recorded(store / "a", records.Evaluation)
             case.check([r.attempt for r in done] == [0, 0], "it was tried again")
