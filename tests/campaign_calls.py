@@ -363,8 +363,8 @@ def no_number(_: Forks, seed: int) -> Case:
 
 # -- what takes too long -------------------------------------------------------------------------------------------
 
-TTL = 5.0
-"""Seconds after which the scheduler takes a worker for dead that is not heard of; Dask waits at least so long."""
+TTL = 10.0
+"""Seconds after which the scheduler takes a worker for dead that is not heard of; Dask waits for 5 at least."""
 
 
 @hq.quantum(timeout=2.0)
@@ -422,7 +422,7 @@ def takes_long(forks: Forks, seed: int) -> Case:
             ):
                 hq.run(longs, 20, 8, 1, name="pace", store=store, cluster=client)
                 (pace,) = recorded(store / "pace", records.Evaluation)
-                layers = math.ceil(8 * rng.uniform(2, 3) * TTL / pace.seconds)
+                layers = math.ceil(8 * rng.uniform(1.5, 2) * TTL / pace.seconds)
                 before = _pids(client)
                 hq.run(longs, 20, layers, 2, name="a", store=store, cluster=client)
                 case.check(_pids(client) == before, "a worker was taken for dead")
