@@ -358,7 +358,10 @@ class _Reader:
     def array(self, document: Mapping[str, Any]) -> np.ndarray[Any, Any]:
         if document[_TAG] == "npy":
             buffer = io.BytesIO(self.attachment(document["f"]))
-            return np.asarray(np.lib.format.read_array(buffer, allow_pickle=False))
+            try:
+                return np.asarray(np.lib.format.read_array(buffer, allow_pickle=False))
+            except MemoryError as error:  # room for what its header says is taken before anything is read
+                raise Corrupt(f"{document['f']} says that it holds more than memory does ({error}).") from error
         data = np.frombuffer(base64.b64decode(document["v"]), dtype=np.dtype(document["d"]))
         return data.reshape(document["s"]).copy()
 

@@ -363,8 +363,8 @@ def no_number(_: Forks, seed: int) -> Case:
 
 # -- what takes too long -------------------------------------------------------------------------------------------
 
-TTL = 5.0
-"""Seconds after which the scheduler takes a worker for dead that is not heard of; Dask waits at least so long."""
+TTL = 10.0
+"""Seconds after which the scheduler takes a worker for dead that is not heard of; Dask waits for 5 at least."""
 
 
 @hq.quantum(timeout=2.0)
@@ -420,8 +420,11 @@ def takes_long(forks: Forks, seed: int) -> Case:
                 LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster,
                 Client(cluster) as client,
             ):
+                hq.run(longs, 20, 8, 1, name="pace", store=store, cluster=client)
+                (pace,) = recorded(store / "pace", records.Evaluation)
+                layers = math.ceil(8 * rng.uniform(1.5, 2) * TTL / pace.seconds)
                 before = _pids(client)
-                hq.run(longs, 20, 60 + rng.randrange(20), 2, name="a", store=store, cluster=client)
+                hq.run(longs, 20, layers, 2, name="a", store=store, cluster=client)
                 case.check(_pids(client) == before, "a worker was taken for dead")
             done = recorded(store / "a", records.Evaluation)
             case.check([r.attempt for r in done] == [0, 0], "it was tried again")
@@ -495,8 +498,11 @@ class Unruly:
         elif self._how == "reordered":
             with self._lock:
                 self._held.append(arrival)
-                if len(self._held) == 1:
-                    threading.Timer(0.05, self._release).start()
+                alone = len(self._held) == 1
+            if alone:
+                threading.Timer(1.0, self._release).start()
+            else:
+                self._release()
         elif self._how == "twice":
             self.injected += 1
             for again in (arrival, *[_forged(arrival)] * self._rng.randrange(1, 4)):
@@ -517,9 +523,8 @@ class Unruly:
     def _release(self) -> None:
         with self._lock:
             held, self._held = self._held, []
-            self._rng.shuffle(held)
             self.injected += len(held) > 1
-            for arrival in held:
+            for arrival in reversed(held):
                 self._queue.put(arrival)
 
 
@@ -752,18 +757,20 @@ def lasting_long(forks: Forks, seed: int) -> Case:
 
 # -- chaos ---------------------------------------------------------------------------------------------------------
 
-EVERY = 3.0
-"""Seconds between kills, on average."""
+KILLS = 6
+"""In the time that an undisturbed run takes, on average."""
 
 
 def chaos(forks: Forks, seed: int) -> Case:
     """``kill -9`` of engine processes and workers at random, all along a variational eigensolver, again and again for
     ``forks.minutes``: the same bits each time."""
     rng = random.Random(seed)
-    case = Case(f"Poisson kills, one in {EVERY:g} s, for {forks.minutes:g} minutes", faults=0)
+    case = Case(f"Poisson kills for {forks.minutes:g} minutes", faults=0)
     with tempfile.TemporaryDirectory(prefix="hybridq-faults-") as scratch:
         clean = Path(scratch) / "clean"
+        begun = time.monotonic()
         Marked(STUDY, clean).finish(600)
+        every = (time.monotonic() - begun) / KILLS
         expected = outline(clean / "vqe")
         case.check(bool(_result(clean)), "the undisturbed run did not end")
         until = time.monotonic() + 60 * forks.minutes
@@ -771,7 +778,7 @@ def chaos(forks: Forks, seed: int) -> Case:
             if time.monotonic() > until or case.problems:
                 break
             store = Path(scratch) / f"store{number_}"
-            _disturb(case, store, rng)
+            _disturb(case, store, rng, every)
             case.check(_result(store) == _result(clean), "another result")
             case.check(_settled(outline(store / "vqe")) == _settled(expected), "another record")
             shutil.rmtree(store)
@@ -779,13 +786,13 @@ def chaos(forks: Forks, seed: int) -> Case:
     return case
 
 
-def _disturb(case: Case, store: Path, rng: random.Random) -> None:
+def _disturb(case: Case, store: Path, rng: random.Random, every: float) -> None:
     """Run the study to its end, again where calls were given up whose workers were lost twice."""
     for _ in range(5):
         run = Marked(STUDY, store)
         wait_until(lambda run=run: len(engines(run)) == 2 or run.process.poll() is not None, 120)
         while run.process.poll() is None:
-            wait_until(lambda run=run: run.process.poll() is not None, rng.expovariate(1 / EVERY))
+            wait_until(lambda run=run: run.process.poll() is not None, rng.expovariate(1 / every))
             there = [*engines(run), *(workers(run) if rng.random() < 0.3 else [])]
             if there and run.process.poll() is None:
                 kill(rng.choice(there))

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from campaign import Case, Forks, Row
+from campaign import COMMAND, Case, Forks, Row
 from processes import Marked, scheduler_and_workers
 from qiskit.circuit.library import efficient_su2
 from runs import executed, recorded, report
@@ -89,12 +89,14 @@ OPTIONAL = [(kind.kind, name) for kind, names in records._OPTIONAL.items() for n
 """Members that runs of earlier versions do not have."""
 
 
-def _without(kind: str, name: str) -> Callable[[list[dict[str, Any]]], Any]:
+def _toggled(kind: str, name: str) -> Callable[[list[dict[str, Any]]], Any]:
+    """A member that not all versions write: away where it is there and can be missed, else there and empty."""
+
     def change(lines: list[dict[str, Any]]) -> None:
         for line in lines:
-            if line["k"] == kind and not line.get(name):  # where it says nothing
-                line.pop(name, None)
-            elif line["k"] == kind and name == "need":
+            if line["k"] == kind and name not in line:
+                line[name] = None
+            elif line["k"] == kind and (not line[name] or name == "need"):
                 del line[name]
 
     return change
@@ -107,7 +109,7 @@ def _first(kind: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
 EARLIER: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
     "as it is": lambda lines: None,
     "with spaces": lambda lines: None,
-    **{f"{kind} without {name}": _without(kind, name) for kind, name in OPTIONAL},
+    **{f"{kind} with or without {name}": _toggled(kind, name) for kind, name in OPTIONAL},
     "members in another order": lambda lines: [line.update(at=line.pop("at")) for line in lines if "at" in line],
 }
 LATER: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
@@ -132,8 +134,12 @@ def versions(_: Forks, seed: int) -> Case:
     release = RELEASES[seed % len(RELEASES)]
     with _quiet() as scratch:
         store, answer = _copy(release, scratch)
+        path = store / "archived" / "journal.jsonl"
+        recorded_then = path.read_bytes()
         if name != "as it is":
             rewritten(store / "archived", (EARLIER | LATER)[name])
+            same = _members(path.read_bytes()) == _members(recorded_then)
+            case.check(not same or name == "with spaces", "nothing was changed")
         before = _contents(store)
         begun = time.perf_counter()
         if which == "earlier":
@@ -148,6 +154,11 @@ def versions(_: Forks, seed: int) -> Case:
             case.check(_contents(store) == before, "it was touched")
         case.seconds.append(time.perf_counter() - begun)
     return case
+
+
+def _members(data: bytes) -> list[list[tuple[str, Any]]]:
+    """Each line's members in their order, without its digest."""
+    return [list(json.loads(line).items())[1:] for line in data.splitlines()]
 
 
 def _error(call: Callable[[], Any]) -> Exception | None:
@@ -210,9 +221,6 @@ def archive(forks: Forks, seed: int) -> Case:
                              {k: v for k, v in answer.items() if k not in RECORDED_ONLY}), "another value")  # fmt: skip
         case.seconds.append(time.perf_counter() - begun)
     return case
-
-
-COMMAND = "import sys; from hybridq.cli import main; sys.argv[0] = 'hybridq'; main()"
 
 
 def _near(a: Any, b: Any) -> bool:

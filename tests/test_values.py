@@ -823,6 +823,9 @@ HOSTILE: dict[str, Encoded] = {
     "missing circuit": Encoded({"$": "qpy", "f": "0" * 64 + ".qpy"}),
     "pickled npy": Encoded({"$": "npy", "f": "x"}, {"x": _npy(np.array([Trap()], dtype=object))}),
     "npy cut short": Encoded({"$": "npy", "f": "x"}, {"x": _npy(np.arange(9.0))[:-1]}),
+    "npy that promises 32 TB": Encoded(
+        {"$": "npy", "f": "x"}, {"x": _npy(np.arange(400.0)).replace(b"(400,), }" + 10 * b" ", b"(4000000000000,), }")}
+    ),
     "no npy": Encoded({"$": "npy", "f": "x"}, {"x": b"text"}),
     "object array": Encoded({"$": "array", "d": "|O", "s": [1], "v": "AAAAAAAAAAA="}),
     "shape that does not fit": Encoded({"$": "array", "d": "<f8", "s": [2], "v": "AAAAAAAAAAA="}),
