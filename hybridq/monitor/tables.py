@@ -134,10 +134,11 @@ def _rows_of(run: Run, names: Mapping[str, str]) -> Iterable[str]:
     where = f"{len(run.devices)} devices" if len(run.devices) > 1 else "".join(_device(d.name, names)
                                                                                for d in run.devices)  # fmt: skip
     detail = f"{_escape(run.workflow)} · {_escape(run.driver)}" + (f" · {_escape(run.error)}" if run.error else "")
-    etas = [group.eta for group in run.groups if group.eta is not None]
+    live = run.state == "running"
+    eta = max((group.eta for group in run.groups if group.eta is not None), default=None)
     yield _row("run", (
-        f'{_escape(run.name)} <span class="faint">{detail}</span>', _state(run.state), _count(totals.evaluations), "",
-        "", "", _rate(run.rate) if run.state == "running" else "", _duration(max(etas, default=None)) if run.state == "running" else "", where,
+        f'{_escape(run.name)} <span class="faint">{detail}</span>', _state(run.state), _count(totals.evaluations),
+        "", "", "", _rate(run.rate) if live else "", _duration(eta) if live else "", where,
     ))  # fmt: skip
     loops: dict[str, list[Loop]] = {}
     for loop in run.loops:
