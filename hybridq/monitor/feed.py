@@ -80,7 +80,8 @@ class Feed:
                 begun = time.thread_time()
                 self._look()
                 pause = min(_SLOWEST, max(_EVERY, _SHARE * (time.thread_time() - begun)))
-            if self._told is not None and not self._told.own:
+            cluster = self._dispatcher.cluster
+            if cluster is not None and not cluster.own:
                 self._look()
         except Exception as error:  # noqa: BLE001  # whatever it is, the run goes on without its monitoring
             self._journal.follow(None)

@@ -79,14 +79,17 @@ def show(scheduler: Scheduler, extra: Mapping[str, Any], doc: Document) -> None:
         doc.template_variables.update(extra)
         doc.theme = BOKEH_THEME
     except Exception as error:  # noqa: BLE001  # private names of another version: the page stands without the frame
+        page.note.visible = True
         page.note.text = f'<div class="hq faint">without Dask\'s frame: {type(error).__name__}</div>'
 
 
 def _figure(title: str, y: str, *, x: str = "Iteration", height: int = 300, **options: Any) -> Any:
     """A figure in the page's style."""
     made: Any = figure(
-        title=title, height=height, sizing_mode="stretch_width", background_fill_color="#ffffff",
-        outline_line_color=None, border_fill_color="#ffffff", toolbar_location="right", min_border_right=16, **options,
+        title=title, height=height, sizing_mode="stretch_width", background_fill_color=None,
+        outline_line_color=None, border_fill_color=None, toolbar_location="right", min_border_right=16,
+        styles={"background": "#fff", "border": "1px solid #dde3ea", "border-radius": "6px", "padding": "8px"},
+        **options,
     )  # fmt: skip
     made.toolbar.logo = None
     made.toolbar.autohide = True
@@ -148,7 +151,7 @@ class _Curves:
             below = BoxAnnotation(top=tables.ACCURACY, fill_color=_LIMIT, fill_alpha=0.06, visible=False, level="image")
             made.add_layout(below)
             self.below = below
-            made.line([], [], color=_LIMIT, line_dash="dashed", line_width=2,
+            made.line([math.nan] * 2, [math.nan] * 2, color=_LIMIT, line_dash="dashed", line_width=2,
                       legend_label="chemical accuracy, 1.6 mhartree")  # fmt: skip
         _legend(made)
         self._log = log
@@ -193,12 +196,15 @@ class _Curves:
                 last = max(float(xs[-1]), 2.0)
                 _add(references, x0=1.0, x1=last, y=loop.reference, color=colour)
         self._lines.data, self._bands.data = lines, bands
+        if not lines["xs"]:  # a figure without a point has no axes
+            _add(ends, x=1.0, y=1.0, color="rgba(0,0,0,0)", name="", value="")
         self._ends.data, self._references.data = ends, references
 
     def _quantiles(self, loops: Sequence[Loop]) -> None:
         if not loops:
             self._many.data = {"x": [], "low": [], "high": [], "median": [], "worst": []}
             return
+        self._ends.data = {key: [] for key in ("x", "y", "color", "name", "value")}
         known = all(loop.reference is not None for loop in loops)
         most = max(loop.points[-1][0] for loop in loops)
         grid = np.unique(np.linspace(0, most, _GRID).astype(int))
@@ -219,7 +225,7 @@ class _Page:
 
     def __init__(self) -> None:
         sheet = InlineStyleSheet(css=tables.CSS)
-        self.note = Div(text="", stylesheets=[sheet])
+        self.note = Div(text="", visible=False, stylesheets=[sheet])
         self.tiles = Div(text="", sizing_mode="stretch_width", stylesheets=[sheet])
         self.table = Div(text="", sizing_mode="stretch_width", stylesheets=[sheet])
         self.notes = Div(text="", sizing_mode="stretch_width", stylesheets=[sheet])
@@ -275,7 +281,7 @@ class _Page:
                                x_range=self.busy.x_range)  # fmt: skip
         self.waiting.step("time", "waiting", source=self._load, mode="after", color=_WORST, line_width=2)
         for made in (self.busy, self.waiting):
-            made.y_range.start = 0
+            made.y_range.start, made.y_range.range_padding = 0, 0.25
             made.yaxis.ticker.min_interval = 1
             made.yaxis.ticker.desired_num_ticks = 3
             made.toolbar_location = None

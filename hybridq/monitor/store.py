@@ -367,9 +367,9 @@ class Store:
     def _bound(self, known: _Known) -> None:
         excess = len(known.loops) - MAX_LOOPS
         if excess > 0:
-            ended = [at for at, loop in known.loops.items() if loop.state != "running"]
             # who is told of last stands last: those that ended longest ago go, of those that run the ones long silent
-            for at in [*ended, *(at for at in known.loops if at not in set(ended))][:excess]:
+            order = sorted(known.loops, key=lambda at: known.loops[at].state == "running")
+            for at in order[:excess]:
                 loop = known.loops.pop(at)
                 known.points -= len(loop.points)
                 past = known.past.setdefault(loop.group, _Past())

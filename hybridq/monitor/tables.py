@@ -23,13 +23,14 @@ _EACH = 16
 _RUNS = 12
 
 CSS = """
+.bk-clearfix { width: 100%; }
 .hq { font: 14px/1.45 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #1f2933; }
 .hq table { border-collapse: collapse; width: 100%; background: #fff; border: 1px solid #dde3ea; border-radius: 6px; }
 .hq th { text-align: right; font-weight: 600; font-size: 12px; color: #52606d; padding: 7px 12px;
   border-bottom: 2px solid #dde3ea; white-space: nowrap; }
 .hq td { text-align: right; padding: 4px 12px; border-top: 1px solid #eef1f5; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-.hq th:first-child, .hq td:first-child, .hq .left { text-align: left; }
+.hq th:first-child, .hq td:first-child, .hq th:nth-child(2), .hq td:nth-child(2), .hq .left { text-align: left; }
 .hq td:first-child { max-width: 460px; overflow: hidden; text-overflow: ellipsis; }
 .hq tr.run td { background: #f5f7fa; font-weight: 600; border-top: 1px solid #cbd2d9; }
 .hq tr.group td:first-child { padding-left: 26px; }
@@ -45,7 +46,7 @@ CSS = """
 .hq .tile { background: #fff; border: 1px solid #dde3ea; border-radius: 6px; padding: 8px 16px; min-width: 110px; }
 .hq .tile b { display: block; font-size: 20px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .hq .tile span { font-size: 12px; color: #52606d; }
-.hq .scroll { overflow: auto; max-height: 430px; }
+.hq .scroll { overflow: auto; max-height: 560px; }
 .hq h2 { font-size: 14px; font-weight: 600; margin: 0 0 6px; }
 .hq .empty { background: #fff; border: 1px solid #dde3ea; border-radius: 6px; padding: 22px; color: #52606d; }
 """
@@ -133,10 +134,11 @@ def _rows_of(run: Run, names: Mapping[str, str]) -> Iterable[str]:
     where = f"{len(run.devices)} devices" if len(run.devices) > 1 else "".join(_device(d.name, names)
                                                                                for d in run.devices)  # fmt: skip
     detail = f"{_escape(run.workflow)} · {_escape(run.driver)}" + (f" · {_escape(run.error)}" if run.error else "")
-    etas = [group.eta for group in run.groups if group.eta is not None]
+    live = run.state == "running"
+    eta = max((group.eta for group in run.groups if group.eta is not None), default=None)
     yield _row("run", (
-        f'{_escape(run.name)} <span class="faint">{detail}</span>', _state(run.state), _count(totals.evaluations), "",
-        "", "", _rate(run.rate), _duration(max(etas, default=None)) if run.state == "running" else "", where,
+        f'{_escape(run.name)} <span class="faint">{detail}</span>', _state(run.state), _count(totals.evaluations),
+        "", "", "", _rate(run.rate) if live else "", _duration(eta) if live else "", where,
     ))  # fmt: skip
     loops: dict[str, list[Loop]] = {}
     for loop in run.loops:
@@ -211,7 +213,8 @@ def _or_dash(show: Callable[[float], str], number: float | None) -> str:
 
 
 def _value(number: float | None, unit: str) -> str:
-    return _or_dash(lambda n: f"{n:.8f}", number) + (f' <span class="faint">{_escape(unit)}</span>' if unit else "")
+    shown = f' <span class="faint">{_escape(unit)}</span>' if unit and number is not None else ""
+    return _or_dash(lambda n: f"{n:.8f}", number) + shown
 
 
 def _error(number: float | None, unit: str) -> str:
@@ -222,10 +225,14 @@ def _error(number: float | None, unit: str) -> str:
 
 
 def _stderr(loop: Loop) -> str:
-    return "exact" if loop.stderr == 0.0 and loop.rows else _or_dash(lambda n: f"{n:.1e}", loop.stderr)
+    if not loop.rows:
+        return "–"
+    return '<span class="faint">exact</span>' if loop.stderr == 0.0 else _or_dash(lambda n: f"{n:.1e}", loop.stderr)
 
 
 def _eta(group: Group) -> str:
+    if not group.running:
+        return ""
     return f"≤ {_duration(group.latest)}" if group.latest is not None else _duration(group.eta)
 
 
