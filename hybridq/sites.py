@@ -41,7 +41,7 @@ class Device:
     memory: str | int | None = None
     """What all programs on it may take together: bytes, or text such as "2 GiB". None: 40 % of the machine's."""
     slots: int = 1
-    """How many batches it evaluates side by side, each in an engine process on one thread."""
+    """How many batches it evaluates side by side, each in an engine process on one thread; a wide program takes all."""
     cost_per_shot: float = 0.0
     """In any one currency."""
     latency: float = 0.0
