@@ -323,6 +323,29 @@ def write_report(name: str, store: str, out: str | None, formats: tuple[str, ...
     click.echo(f"{written.page}, and {len(written.figures)} figures beside it")
 
 
+@main.command("graph")
+@click.argument("name")
+@store_option
+@click.option("--out", metavar="FILE", help="Where to write it; - is stdout.  [default: NAME-graph.svg]")
+def write_graph(name: str, store: str, out: str | None) -> None:
+    """Draw what the run NAME called, and which values went where, as SVG: loops are one box with their counts."""
+    from hybridq.graph import drawn, graph
+
+    try:
+        picture = drawn(graph(run_directory(Path(store), name)))
+    except HybridqError as error:
+        raise click.ClickException(str(error)) from error
+    if out == "-":
+        click.echo(picture, nl=False)
+        return
+    path = Path(out or f"{name}-graph.svg")
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written ({error.strerror}); give another with --out.") from error
+    click.echo(f"the graph is in {path}")
+
+
 @main.command()
 @click.argument("names", nargs=-1, metavar="NAME...")
 @click.option("--all", "every", is_flag=True, help="Verify every run of the store.")
