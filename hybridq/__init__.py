@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         WorkerLost,
         WorkflowError,
     )
+    from hybridq.following import RecordedRun, load
     from hybridq.language import (
         Future,
         as_completed,
@@ -72,6 +73,7 @@ __all__ = [
     "NotFinite",
     "PlacementError",
     "Problem",
+    "RecordedRun",
     "Sampler",
     "Site",
     "StepFailed",
@@ -87,6 +89,7 @@ __all__ = [
     "expval",
     "gradient",
     "lattice",
+    "load",
     "map",
     "minimize",
     "molecule",
@@ -110,6 +113,7 @@ _HOMES = {name: "hybridq.errors" for name in __all__} | {
     **dict.fromkeys(("Estimator", "Sampler"), "hybridq.primitives"),
     **dict.fromkeys(("Problem", "lattice", "molecule"), "hybridq.problems"),
     "Estimate": "hybridq.program",
+    **dict.fromkeys(("RecordedRun", "load"), "hybridq.following"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``hybridq run | plan | runs | show | verify | rerun | why | devices``."""
+"""The command line: ``hybridq run | plan | watch | runs | show | report | graph | verify | rerun | why | devices``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import os
 import runpy
-import statistics
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -27,6 +27,7 @@ from hybridq.audit import Verified
 from hybridq.audit import verify as verified
 from hybridq.comparison import GRADES, Comparison, begin_again, compare, finished
 from hybridq.errors import HybridqError, WorkflowError
+from hybridq.history import History
 from hybridq.journal import load_value, read_records, run_directory, run_names
 from hybridq.resources import format_bytes
 from hybridq.values import decode
@@ -266,6 +267,84 @@ def show(name: str, store: str, as_json: bool) -> None:
         click.echo(f"\n{failure['at']} raised {failure['type'].partition(':')[2]}: {failure['message']}")
     if entry["value"] is not None:
         click.echo(f"\nvalue        {entry['value']}")
+
+
+@main.command("watch")
+@click.argument("name")
+@store_option
+@click.option("--once", is_flag=True, help="Print how far the run is, and leave.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document a line, one whenever something changed.")
+def follow(name: str, store: str, once: bool, as_json: bool) -> None:
+    """Follow the run NAME from its record until it ends, also one of another machine on the same file system.
+
+    Exits with 1 if it ended otherwise than finished: it failed, was interrupted, or its driver is gone.
+    """
+    from hybridq.watch import watch
+
+    try:
+        left = watch(run_directory(Path(store), name), once=once, as_json=as_json)
+    except HybridqError as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)  # the run itself goes on
+    if not once and left not in ("finished", "planned"):
+        sys.exit(1)
+
+
+@main.command("report")
+@click.argument("name")
+@store_option
+@click.option("--out", metavar="DIR", help="Directory for the page and the figures.  [default: NAME-report]")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["svg", "png", "pdf"]),
+    multiple=True,
+    default=("svg", "png"),
+    show_default=True,
+    help="Format of the figures beside the page; can be given several times.",
+)
+@click.option(
+    "--label",
+    metavar="TEXT",
+    help="What tells the loops apart, with its unit, as in 'bond length (Å)'; default: the name of the argument.",
+)
+def write_report(name: str, store: str, out: str | None, formats: tuple[str, ...], label: str | None) -> None:
+    """Write a page with the tables and figures of the run NAME, and the figures beside it.
+
+    The page is one HTML file that needs nothing else. A run that is not finished is reported as it is now.
+    """
+    from hybridq.following import load
+    from hybridq.report import report
+
+    try:
+        written = report(load(name, store), Path(out or f"{name}-report"), tuple(dict.fromkeys(formats)), label)
+    except HybridqError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{written.page}, and {len(written.figures)} figures beside it")
+
+
+@main.command("graph")
+@click.argument("name")
+@store_option
+@click.option("--out", metavar="FILE", help="Where to write it; - is stdout.  [default: NAME-graph.svg]")
+def write_graph(name: str, store: str, out: str | None) -> None:
+    """Draw what the run NAME called, and which values went where, as SVG: loops are one box with their counts."""
+    from hybridq.graph import drawn, graph
+
+    try:
+        picture = drawn(graph(run_directory(Path(store), name)))
+    except HybridqError as error:
+        raise click.ClickException(str(error)) from error
+    if out == "-":
+        click.echo(picture, nl=False)
+        return
+    path = Path(out or f"{name}-graph.svg")
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written ({error.strerror}); give another with --out.") from error
+    click.echo(f"the graph is in {path}")
 
 
 @main.command()
@@ -531,9 +610,9 @@ def _summary(directory: Path) -> dict[str, Any]:
     seconds: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     failures, opened, end = [], [], None
-    programs = _Programs()
+    history = History(partial(load_value, directory))
     for number, record in entries:
-        programs.take(number, record, directory)
+        history.take(number, record)
         match record:
             case records.Step():
                 counts["steps"] += 1
@@ -584,66 +663,9 @@ def _summary(directory: Path) -> dict[str, Any]:
         "seconds_by_kind": dict(seconds),
         "loops": list(loops.values()),
         "failures": failures,
-        "programs": programs.summary(),
+        "programs": [asdict(program) for program in history.run().programs],
         "versions": dict(last.versions) if last else {},
         "python": last.python if last else None,
         "processor": last.processor if last else None,
         "value": value,
     }
-
-
-class _Programs:
-    """What programs were predicted to take, beside what they took."""
-
-    def __init__(self) -> None:
-        self._circuits: dict[tuple[str, bool], records.Circuit] = {}
-        self._measured: defaultdict[tuple[str, bool, int | None], list[tuple[float, int, int]]] = defaultdict(list)
-        self._gradients: dict[int, bool] = {}
-        self._last: dict[int, str] = {}
-
-    def take(self, number: int, record: Any, directory: Path) -> None:
-        """Note what a journal's line ``number`` says of programs."""
-        match record:
-            case records.Circuit():
-                self._circuits.setdefault((record.program, _of_gradient(record)), record)
-            case records.Loop():
-                self._gradients[number] = record.gradient != "none"
-            case records.Row() if record.where:
-                program = self._last[record.loop] = record.program or self._last.get(record.loop, "")
-                key = (program, self._gradients[record.loop], record.shots)
-                self._measured[key].append((record.seconds, 0, 1))
-            case records.Evaluation():
-                gradient = (record.program, False) not in self._circuits  # else it has a circuit without one, or both
-                rows = _rows(record.theta, directory)
-                key = (record.program, gradient, record.shots)
-                self._measured[key].append((record.seconds / max(1, rows), record.bytes, rows))
-
-    def summary(self) -> list[dict[str, Any]]:
-        """A row for each program and number of shots: medians of seconds a row, the largest memory."""
-        found = []
-        for (program, gradient, shots), measured in self._measured.items():
-            circuit = self._circuits.get((program, gradient))
-            if circuit is None:
-                continue
-            need = circuit.need if circuit.need and circuit.need["shots"] == shots else {}
-            found.append({
-                "program": program, "qubits": circuit.qubits, "gradient": gradient, "shots": shots,
-                "evaluations": len(measured), "rows": sum(rows for _, _, rows in measured),
-                "predicted_seconds": need.get("seconds"), "seconds": statistics.median(s for s, _, _ in measured),
-                "predicted_bytes": need.get("bytes"), "bytes": max(size for _, size, _ in measured) or None,
-            })  # fmt: skip
-        return found
-
-
-def _of_gradient(circuit: records.Circuit) -> bool:
-    plan = circuit.plan.get("v", {}) if isinstance(circuit.plan, dict) else {}
-    return str(plan.get("gradient", "none")) != "none"
-
-
-def _rows(theta: Any, directory: Path) -> int:
-    """Parameter sets of an evaluation."""
-    try:
-        shape = theta["s"] if "s" in theta else decode(load_value(directory, theta)).shape
-    except HybridqError:  # `show` tells of a run whose values are gone, too
-        return 1
-    return math.prod(shape[:-1])

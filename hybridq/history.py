@@ -65,6 +65,8 @@ class Point:
     stderr: float
     best: float
     """The lowest value so far."""
+    best_stderr: float
+    """Of that value."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class LoopHistory:
     shots: int
     limit: int | None
     """Evaluations of the objective at most, as its options or scipy's defaults say."""
+    bound: int | None
+    """The same, where an option was given that the method keeps to."""
     best: float | None
     best_row: int | None
     best_stderr: float | None
@@ -254,7 +258,7 @@ class History:
 
     ``load`` gives the encoded value behind a document that stands for a file; without it, and where it raises a
     `HybridqError`, such values count as not known. ``points``, ``spans`` and ``faults`` bound what is kept of each
-    loop's curve, of the time line and of failures; None keeps all.
+    loop's curve (3 at least), of the time line and of failures; None keeps all.
     """
 
     def __init__(self, load: Callable[[Any], Encoded] | None = None, *, points: int | None = None,
@@ -274,7 +278,8 @@ class History:
         self._attempts: Counter[str] = Counter()
         self._survived: set[str] = set()
         self._repaired: set[str] = set()
-        self._retries = 0
+        self._retried: dict[str, int] = {}
+        """Attempts after the first one, by location."""
         self._spans = _Spans(spans)
         self._untimed = 0
         self._programs = _Programs(points)
@@ -318,6 +323,11 @@ class History:
             case records.Event():
                 pass
 
+    @property
+    def status(self) -> str | None:
+        """As of `RunHistory`; None before the run's header was taken."""
+        return None if self._header is None else "running" if self._end is None else self._end.status
+
     def changed(self) -> tuple[LoopHistory, ...]:
         """The loops about which something was taken since this was last called."""
         found = tuple(self._loop_history(line, self._loops[line]) for line in self._changed)
@@ -331,10 +341,10 @@ class History:
             name="" if header is None else header.name,
             workflow="" if header is None else header.workflow,
             seed=None if header is None else header.seed,
-            status="running" if end is None else end.status,
+            status=self.status or "running",
             error=None if end is None else end.error,
             lines=self._lines, evaluations=self._evaluations, steps=self._steps, shots=self._shots,
-            retries=self._retries, sessions=tuple(self._sessions),
+            retries=sum(self._retried.values()), sessions=tuple(self._sessions),
             loops=tuple(self._loop_history(line, loop) for line, loop in self._loops.items()) if details else (),
             calls=tuple(
                 Calls(group, kind, int(done), seconds) for (group, kind), (done, seconds) in self._calls.items()
@@ -421,11 +431,16 @@ class History:
         calls = self._calls.setdefault((group, kind), [0, 0.0])
         calls[0] += 1
         calls[1] += record.seconds
-        self._retries += record.attempt
+        self._tried(record.at, record.attempt)
         if self._attempts.pop(record.at, 0):
             self._repaired.add(record.at)
 
+    def _tried(self, at: str, attempt: int) -> None:
+        if attempt > self._retried.get(at, 0):
+            self._retried[at] = attempt
+
     def _failure(self, number: int, record: records.Failure) -> None:
+        self._tried(record.at, record.attempt)
         self._attempts[record.at] += 1
         self._faults.append(Fault(
             number, record.at, record.type, record.message, record.where, record.attempt, record.started,
@@ -507,11 +522,11 @@ class _Loop:
         self.ended: float | None = None
         self.program = self.where = ""
         self._limited = _limited(header, settings)
-        self._limit: int | None = None
+        self._limit: tuple[int | None, int | None] = (None, None)
         self._reference = _reference(settings.get("args"))
         self._numbers = dict(_arguments(settings.get("args")))
         self._most, self._stride = most, 1
-        self._kept: tuple[array[Any], ...] = (array("q"), array("d"), array("d"), array("d"))
+        self._kept: tuple[array[Any], ...] = (array("q"), *(array("d") for _ in range(4)))
         self._last: Point | None = None
         self._best: tuple[float, int, float] | None = None
         self._result: float | None = None
@@ -530,7 +545,7 @@ class _Loop:
             self.ended = max(began + row.seconds, self.ended or 0.0)
         if self._best is None or row.value < self._best[0]:
             self._best = (row.value, row.i, row.stderr)
-        self._last = Point(row.i, row.value, row.stderr, self._best[0])
+        self._last = Point(row.i, row.value, row.stderr, self._best[0], self._best[2])
         if row.i % self._stride == 0:
             self._keep(self._last)
 
@@ -542,7 +557,8 @@ class _Loop:
         self._message = message if isinstance(message, str) else None
 
     def _keep(self, point: Point) -> None:
-        for kept, number in zip(self._kept, (point.row, point.value, point.stderr, point.best), strict=True):
+        members = (point.row, point.value, point.stderr, point.best, point.best_stderr)
+        for kept, number in zip(self._kept, members, strict=True):
             kept.append(number)
         if self._most is not None and len(self._kept[0]) > max(2, self._most - 1):  # the last one is kept apart
             self._stride *= 2
@@ -551,13 +567,14 @@ class _Loop:
 
     def history(self, line: int, beside: Mapping[str, float]) -> LoopHistory:
         last, best = self._last, self._best
-        points = [Point(int(row), value, stderr, low) for row, value, stderr, low in zip(*self._kept, strict=True)]
+        points = [Point(*members) for members in zip(*self._kept, strict=True)]
         if last is not None and points[-1].row != last.row:
             points.append(last)
         return LoopHistory(
             line=line, at=self.at, group=self.group, function=self.function, method=self.method,
             gradient=self.gradient, state=self.state, rows=self.rows, evaluations=self.evaluations, shots=self.shots,
-            limit=self._limit, best=None if best is None else best[0], best_row=None if best is None else best[1],
+            limit=self._limit[0], bound=self._limit[1],
+            best=None if best is None else best[0], best_row=None if best is None else best[1],
             best_stderr=None if best is None else best[2], last=None if last is None else last.value,
             last_stderr=None if last is None else last.stderr, result=self._result, iterations=self._iterations,
             message=self._message, began=self.began, ended=self.ended, seconds=self.seconds,
@@ -719,13 +736,13 @@ def _number(document: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _limited(header: records.Loop, settings: Mapping[str, Any]) -> Callable[[int], int | None]:
-    """How often a loop of so many parameters evaluates at most, by its ``settings``; what it gives holds none of them.
+def _limited(header: records.Loop, settings: Mapping[str, Any]) -> Callable[[int], tuple[int | None, int | None]]:
+    """`limit` and `bound` of a loop of so many parameters; what it gives holds no settings.
 
     A method that is code of the researcher's says nothing.
     """
     if not isinstance(settings.get("method"), (str, type(None))):
-        return lambda parameters: None
+        return lambda parameters: (None, None)
     method, options, constraints = header.method, settings.get("options"), settings.get("constraints")
     limits = {key: _number(value) for key, value in options.items()} if isinstance(options, Mapping) else {}
     given: dict[str, Any] = {
@@ -734,7 +751,12 @@ def _limited(header: records.Loop, settings: Mapping[str, Any]) -> Callable[[int
         "constrained": bool(constraints.get("v", True) if isinstance(constraints, Mapping) else constraints),
         "bounded": settings.get("bounds") is not None,
     }  # fmt: skip
-    return lambda parameters: pace(method, parameters, **given).limit
+
+    def limited(parameters: int) -> tuple[int | None, int | None]:
+        found = pace(method, parameters, **given)
+        return found.limit, found.bound
+
+    return limited
 
 
 def _arguments(document: Any) -> Iterator[tuple[str, float]]:

@@ -51,14 +51,17 @@ __all__ = [
     "Loop",
     "LoopEnd",
     "Opened",
+    "Owner",
     "Record",
     "Row",
     "RunHeader",
     "Step",
     "Survived",
+    "Tail",
     "link",
     "load_value",
     "pack_array",
+    "read_owner",
     "read_records",
     "run_directory",
     "run_names",
@@ -370,11 +373,23 @@ def _scan(directory: Path) -> _Scan:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise JournalError(f"there is no run in {directory}; `hybridq runs --store DIR` lists the runs.") from None
+        raise _no_run(directory) from None
     lines = data.split(b"\n")
     torn = lines.pop()
-    chain, records = GENESIS, []
-    for number, line in enumerate(lines, start=1):
+    records, chain = _checked(path, lines, 1, GENESIS)
+    head = HEAD.match(torn)
+    if head is not None and link(chain, torn[head.end() : -1]) == head[1].decode():
+        raise Corrupt(  # a write that was cut short leaves less than a line, never a line with another end
+            f"{path}, line {len(lines) + 1}: its end was changed. Nothing was run or written. Restore the file from a "
+            "copy, or start a run under another name."
+        )
+    return _Scan(records, chain, len(data) - len(torn), len(torn))
+
+
+def _checked(path: Path, lines: Sequence[bytes], first: int, chain: str) -> tuple[list[tuple[int, Record]], str]:
+    """Records of whole ``lines``, the first of which is number ``first`` and follows on ``chain``; the chain then."""
+    records: list[tuple[int, Record]] = []
+    for number, line in enumerate(lines, start=first):
         head = HEAD.match(line)
         if head is None or (found := link(chain, line[head.end() :])) != head[1].decode():
             raise Corrupt(
@@ -387,15 +402,42 @@ def _scan(directory: Path) -> _Scan:
         except (ValueError, RecursionError) as error:
             raise Corrupt(f"{path}, line {number}: it is not a record ({error}).") from error
         records.append((number, _parse(fields, path, number)))
-    head = HEAD.match(torn)
-    if head is not None and link(chain, torn[head.end() : -1]) == head[1].decode():
-        raise Corrupt(  # a write that was cut short leaves less than a line, never a line with another end
-            f"{path}, line {len(lines) + 1}: its end was changed. Nothing was run or written. Restore the file from a "
-            "copy, or start a run under another name."
-        )
-    if records and not isinstance(records[0][1], RunHeader):
+    if first == 1 and records and not isinstance(records[0][1], RunHeader):
         raise Corrupt(f"{path}, line 1: the run's header is missing.")
-    return _Scan(records, chain, len(data) - len(torn), len(torn))
+    return records, chain
+
+
+class Tail:
+    """A journal's records as they are written, read without owning it; each line is read and checked once."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._chain, self._number, self._read = GENESIS, 0, 0
+
+    def read(self) -> list[tuple[int, Record]]:
+        """The whole lines since the last call, with their numbers.
+
+        Raises what `read_records` does; also `Corrupt` if lines that were read are gone, as where a driver could not
+        write all of several records: another tail reads what is there then.
+        """
+        path = self._directory / "journal.jsonl"
+        try:
+            with open(path, "rb") as file:
+                if file.seek(0, os.SEEK_END) < self._read:
+                    raise Corrupt(f"{path} is shorter than it was: lines that were read are gone. Read it again.")
+                file.seek(self._read)
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            raise _no_run(self._directory) from None
+        lines.pop()  # what is written of the next line
+        found, self._chain = _checked(path, lines, self._number + 1, self._chain)
+        self._number += len(lines)
+        self._read += sum(len(line) + 1 for line in lines)
+        return found
+
+
+def _no_run(directory: Path) -> JournalError:
+    return JournalError(f"there is no run in {directory}; `hybridq runs --store DIR` lists the runs.")
 
 
 def link(chain: str, rest: bytes) -> str:
@@ -739,19 +781,31 @@ def _disown(fd: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Owner:
+class Owner:
+    """The driver that has a run open, or was killed while it had."""
+
     host: str
     pid: int
     since: float
+    """Seconds since 1970."""
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         return f"process {self.pid}@{self.host} since {since}"
 
 
-def _read_owner(text: bytes) -> _Owner:
+def read_owner(directory: Path) -> Owner | None:
+    """The driver that has the run open, as it says; None if the last one has left it. It may be gone."""
+    try:
+        text = (directory / "owner").read_bytes()
+    except OSError:
+        return None
+    return _read_owner(text) if text else None
+
+
+def _read_owner(text: bytes) -> Owner:
     try:
         fields = json.loads(text)
-        return _Owner(str(fields["host"]), int(fields["pid"]), float(fields["since"]))
+        return Owner(str(fields["host"]), int(fields["pid"]), float(fields["since"]))
     except (ValueError, KeyError, TypeError):
-        return _Owner("an unknown host", 0, 0.0)
+        return Owner("an unknown host", 0, 0.0)

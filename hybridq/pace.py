@@ -12,6 +12,9 @@ import numpy as np
 __all__ = ["Pace", "pace"]
 
 
+_DEFAULT = ", scipy's default"
+
+
 @dataclass(frozen=True)
 class Pace:
     """How often a loop evaluates its objective."""
@@ -25,6 +28,11 @@ class Pace:
     """Whether line searches, or the method's own bookkeeping, may make it more or fewer."""
     by: str
     """The option that sets the limit, as it was given or by scipy's default."""
+
+    @property
+    def bound(self) -> int | None:
+        """The limit, where an option was given that the method keeps to; None for any other."""
+        return None if self.about or self.by.endswith(_DEFAULT) else self.limit
 
 
 _ITERATIONS: Mapping[str, Callable[[int], int]] = {
@@ -92,4 +100,4 @@ def _limit(value: Any) -> int | None:
 
 
 def _said(option: str, value: int, given: bool) -> str:
-    return f"{option}={value:,}" + ("" if given else ", scipy's default")
+    return f"{option}={value:,}" + ("" if given else _DEFAULT)

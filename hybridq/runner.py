@@ -58,8 +58,9 @@ from hybridq.planning import (
     trials,
     unknown_in,
 )
+from hybridq.problems.problem import Problem
 from hybridq.program import Estimate, NumericPlan, Outcome, Program, Request, derivatives, program, result
-from hybridq.progress import Progress
+from hybridq.progress import LoopProgress, Progress
 from hybridq.recorded import Earlier, LoopRecord, circuit_key, differs, index
 from hybridq.resources import ROUND_TRIP, Need
 from hybridq.scope import Describing, Scope, current
@@ -631,13 +632,16 @@ class Run:
             _note(error, location)
             raise error
         begun = time.perf_counter()
-        self._progress.started(group)
+        value, unit = _goal(call.args)
+        bound = _pace_of(call, entry.header.gradient).bound
+        shown = self._progress.loop(group, limit=bound, reference=value, unit=unit)
         try:
-            output = _Shipped(self, location, call, entry, group).run() if call.closed is not None else None
+            output = _Shipped(self, location, call, entry, shown).run() if call.closed is not None else None
             if output is not None:
                 return self._end_loop(entry, output, begun)
             counter = Scope(self, location)
-            objective = _Objective(self, counter, call, entry, group)
+            shown.again()
+            objective = _Objective(self, counter, call, entry, shown)
             found = call.solve(objective, _Inner(self, scope, counter), entry.header.gradient != "none")
             if objective.refused is not None:  # a method of the researcher's may have caught it
                 raise objective.refused
@@ -649,7 +653,7 @@ class Run:
             _note(raised, location)
             raise
         finally:
-            self._progress.ended(group)
+            shown.ended()
         if entry.end is not None:
             return decode(self._journal.load(entry.end.output))
         return self._end_loop(entry, _encode_result(found, location), begun)
@@ -1041,6 +1045,12 @@ def _result_at(start: np.ndarray[Any, Any]) -> Any:
     return OptimizeResult(x=start.copy(), fun=0.0, nfev=0, nit=0, success=True, status=0, message="priced")
 
 
+def _goal(args: Sequence[Any]) -> tuple[float | None, str]:
+    """What a loop's value should be, in which unit, if one problem is among its arguments."""
+    problems = [arg for arg in args if isinstance(arg, Problem)]
+    return (problems[0].reference, problems[0].unit) if len(problems) == 1 else (None, "")
+
+
 def _pace_of(call: LoopCall, gradient: str) -> Pace:
     settings = call.arguments
     options, jac, method = settings.get("options"), settings.get("jac"), settings.get("method")
@@ -1056,8 +1066,8 @@ def _pace_of(call: LoopCall, gradient: str) -> Pace:
 class _Objective:
     """What the optimizer calls: answers recorded rows, then evaluates and records."""
 
-    def __init__(self, run: Run, counter: Scope, call: LoopCall, entry: LoopRecord, group: str) -> None:
-        self._run, self._counter, self._call, self._group = run, counter, call, group
+    def __init__(self, run: Run, counter: Scope, call: LoopCall, entry: LoopRecord, shown: LoopProgress) -> None:
+        self._run, self._counter, self._call, self._shown = run, counter, call, shown
         self._line, self._rows, self._counted = entry.line, entry.rows, entry.counted
         self._gradient = entry.header.gradient
         self._program = ""
@@ -1082,8 +1092,9 @@ class _Objective:
             raise NotFinite(f"{self._counter.location}: the optimizer asked for evaluation {i} at {point.tolist()}.")
         self._run.check()
         at = self._counter.next(self._call.name)
-        row = self._recorded(i, point, at) if i < len(self._rows) else self._live(i, point, at)
-        self._run._progress.evaluated(self._group, row.value)
+        recorded = i < len(self._rows)
+        row = self._recorded(i, point, at) if recorded else self._live(i, point, at)
+        self._shown.evaluated(row.value, recorded=recorded)
         return row.value if row.g is None else (row.value, unpack_array(row.g))
 
     def _recorded(self, i: int, point: np.ndarray[Any, Any], at: Location) -> records.Row:
@@ -1164,8 +1175,8 @@ class _Shipped:
     The points that the optimizer reaches there are those it would reach here: same programs, same arithmetic.
     """
 
-    def __init__(self, run: Run, location: Location, call: LoopCall, entry: LoopRecord, group: str) -> None:
-        self._run, self._call, self._entry, self._group = run, call, entry, group
+    def __init__(self, run: Run, location: Location, call: LoopCall, entry: LoopRecord, shown: LoopProgress) -> None:
+        self._run, self._call, self._entry, self._shown = run, call, entry, shown
         self._counter = Scope(run, location)
         self._objective = f"{location}/{call.name}"
 
@@ -1181,6 +1192,8 @@ class _Shipped:
         method = None if call.method == "default" else call.method
         loop = Loop(f"{run.token}/{self._counter.location}", first, self._objective, run.seed, method, call.closed)
         points = [_point(row) for row in rows]
+        for row in rows:
+            self._shown.evaluated(row.value, recorded=True)
         run._count("evaluations_replayed", len(rows))
         self._entry.counted = len(rows)
         seconds, address = _FIRST_SLICE, None
@@ -1249,7 +1262,7 @@ class _Shipped:
         self._entry.counted += len(rows)
         run._count("evaluations_executed", len(rows))
         for row in rows:
-            run._progress.evaluated(self._group, row.value)
+            self._shown.evaluated(row.value)
         return len(rows) == len(points)
 
 

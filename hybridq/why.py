@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,29 @@ from hybridq.errors import WorkflowError
 from hybridq.journal import load_value, read_records, unpack_array
 from hybridq.recorded import LoopRecord, Recorded, differs, index
 
-__all__ = ["Part", "Why", "why"]
+__all__ = ["ARGUMENTS", "VALUE", "Origin", "Part", "Why", "origins", "why"]
 
 _KINDS = {records.Step: "classical step", records.Evaluation: "quantum evaluation", records.Event: "event"}
 _LEAST_TELLING = 8
 """Characters of a number from which on its being equal to a result says that it is that result."""
+
+
+ARGUMENTS, VALUE = "(arguments)", "(value)"
+"""Where in `Origin` a location would stand: the run's own arguments, and its value."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an argument of a call came from."""
+
+    at: str
+    """The call, or `VALUE`."""
+    path: str
+    """Where in its arguments; "" for all of them."""
+    source: str
+    """The call that gave it, or `ARGUMENTS`."""
+    part: str
+    """Which part of what that gave; "" for all of it."""
 
 
 @dataclass(frozen=True)
@@ -233,16 +251,45 @@ def _inputs(run: _Look, at: str, found: _Found) -> Iterator[tuple[str, str]]:
     )  # fmt: skip
     if inputs is None:
         return
-    made: dict[str, str] = {}
-    for place, document in _outputs(run):
+    for origin in _traced(at, load_value(run.directory, inputs).document, _made(_outputs(run))):
+        yield origin.path or "all", f"{origin.source}, its {origin.part}" if origin.part else origin.source
+
+
+def origins(directory: Path) -> Iterator[Origin]:
+    """Where the arguments of all calls of a run, and its value, came from, as far as values tell it.
+
+    A value tells it if it hardly comes about twice: a number of few digits does not. Raises what `read_records` does,
+    and `WorkflowError` for a run without a record.
+    """
+    run = _look(directory)
+    header = load_value(directory, run.header.inputs).document
+    made = _made([*_outputs(run), (ARGUMENTS, header)])
+    calls = [(at, answer.theta if isinstance(answer, records.Evaluation) else answer.inputs)
+             for at, answer in run.recorded.answers.items() if not isinstance(answer, records.Event)]  # fmt: skip
+    calls += [(at, loop.header.inputs) for at, loop in run.recorded.loops.items()]
+    for at, inputs in calls:
+        yield from _traced(at, load_value(directory, inputs).document, made)
+    ends = [record for _, record in run.entries if isinstance(record, records.End)]
+    if ends and ends[-1].output is not None:
+        yield from _traced(VALUE, load_value(directory, ends[-1].output).document, made)
+
+
+def _made(outputs: Iterable[tuple[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Which call gave what, and which part of its value that is, by text."""
+    made: dict[str, tuple[str, str]] = {}
+    for place, document in outputs:
         for part, text in _telling(document, ""):
-            made.setdefault(text, f"{place}, its {part}" if part else place)
+            made.setdefault(text, (place, part))
+    return made
+
+
+def _traced(at: str, document: Any, made: Mapping[str, tuple[str, str]]) -> Iterator[Origin]:
     seen: set[str] = set()
-    for path, text in _telling(load_value(run.directory, inputs).document, ""):
-        source = made.get(text)
-        if source is not None and source.partition(",")[0] != at and path not in seen:
+    for path, text in _telling(document, ""):
+        source, part = made.get(text, (at, ""))
+        if source != at and path not in seen:
             seen.add(path)
-            yield path or "all", source
+            yield Origin(at, path, source, part)
 
 
 def _outputs(run: _Look) -> Iterator[tuple[str, Any]]:
@@ -267,6 +314,8 @@ def _telling(document: Any, path: str) -> Iterator[tuple[str, str]]:
     elif isinstance(document, Mapping) and isinstance(document.get("v"), Mapping):
         for key, member in document["v"].items():
             yield from _telling(member, f"{path}.{key}" if path else str(key))
+    elif isinstance(document, Mapping) and document.get("$") == "tuple":
+        yield from _telling(document["v"], path)
     elif isinstance(document, list):
         for number, member in enumerate(document):
             yield from _telling(member, f"{path}[{number}]")

@@ -147,6 +147,20 @@ def test_run_resume_list_and_show(script: Path, tmp_path: Path) -> None:
     assert re.search(r"^first +finished +14 evaluations, 1 steps$", listing, re.MULTILINE)
 
 
+def test_watch_report_and_graph(script: Path, tmp_path: Path) -> None:
+    hybridq(tmp_path, "run", "script.py", "--name", "first", "--", "value")
+    shown = document(hybridq(tmp_path, "show", "first", "--json"))
+    state = document(hybridq(tmp_path, "watch", "first", "--once", "--json"))
+    assert (state["left"], state["evaluations"], state["steps"]) == ("finished", shown["evaluations"], shown["steps"])
+    assert "first: finished" in hybridq(tmp_path, "watch", "first").stderr
+    assert "first-report/report.html, and" in hybridq(tmp_path, "report", "first", "--format", "svg").stdout
+    assert "<h1>first</h1>" in (tmp_path / "first-report" / "report.html").read_text()
+    assert {path.suffix for path in (tmp_path / "first-report").iterdir()} == {".html", ".svg"}
+    assert hybridq(tmp_path, "graph", "first").stdout == "the graph is in first-graph.svg\n"
+    assert (tmp_path / "first-graph.svg").read_text() == hybridq(tmp_path, "graph", "first", "--out", "-").stdout
+    assert "--out" in hybridq(tmp_path, "graph", "first", "--out", "no/where.svg", code=1).stderr
+
+
 def test_options_replace_keywords(script: Path, tmp_path: Path) -> None:
     seeds = [document(hybridq(tmp_path, "run", script, "--seed", seed, "--json", "random"))["value"]["random"]
              for seed in (1, 2)]  # fmt: skip
@@ -509,6 +523,11 @@ USAGE = {
     "verify some and all": (["verify", "x", "--all"], 2, "give the names of runs, or --all"),
     "verify no such run": (["verify", "nothing"], 1, "there is no run in"),
     "verify a bad name": (["verify", "../x"], 1, "cannot name a run"),
+    "watch no such run": (["watch", "nothing"], 1, "there is no run in"),
+    "report no such run": (["report", "nothing"], 1, "there is no run in"),
+    "report of another format": (["report", "x", "--format", "gif"], 2, "'gif' is not one of"),
+    "graph no such run": (["graph", "nothing"], 1, "there is no run in"),
+    "graph a bad name": (["graph", "../x"], 1, "cannot name a run"),
     "rerun without a check": (["rerun", "x"], 2, "once more, in a fresh directory"),
     "rerun no such run": (["rerun", "x", "--check"], 1, "there is no run in"),
 }
@@ -526,6 +545,6 @@ def test_an_empty_store_help_and_version(tmp_path: Path) -> None:
     assert hybridq(tmp_path, "runs").stdout == "no runs in runs\n"
     assert document(hybridq(tmp_path, "runs", "--json")) == []
     assert re.search(r"\d+\.\d+\.\d+", hybridq(tmp_path, "--version").stdout)
-    for command in ("run", "plan", "runs", "show", "verify", "rerun", "devices"):
+    for command in ("run", "plan", "watch", "runs", "show", "report", "graph", "verify", "rerun", "devices"):
         assert command in hybridq(tmp_path, "--help").stdout
         assert "Usage: hybridq" in hybridq(tmp_path, command, "--help").stdout

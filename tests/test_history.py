@@ -101,8 +101,8 @@ def test_a_loop_so_far() -> None:
     assert asdict(found.reference) == {"value": -2.0, "source": "FCI", "unit": "hartree", "problem": "H2"}
     assert found.error == pytest.approx(0.1)
     assert found.numbers == {"argument 2": 0.75}
-    assert [(p.row, p.value, p.stderr, p.best) for p in found.curve] == [
-        (0, -1.5, 0.1, -1.5), (1, -1.9, 0.2, -1.9), (2, -1.7, 0.3, -1.9),
+    assert [(p.row, p.value, p.stderr, p.best, p.best_stderr) for p in found.curve] == [
+        (0, -1.5, 0.1, -1.5, 0.1), (1, -1.9, 0.2, -1.9, 0.2), (2, -1.7, 0.3, -1.9, 0.2),
     ]  # fmt: skip
 
 

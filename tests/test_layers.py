@@ -27,6 +27,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     # the public names
     ("",),
+    # what people look at
+    ("report",),
+    ("watch", "graph"),
+    ("following",),
+    ("figures",),
     # language
     ("primitives",),
     ("language",),
