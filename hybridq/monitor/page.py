@@ -87,8 +87,9 @@ def _figure(title: str, y: str, *, x: str = "Iteration", height: int = 300, **op
     """A figure in the page's style."""
     made: Any = figure(
         title=title, height=height, sizing_mode="stretch_width", background_fill_color=None,
-        outline_line_color=None, border_fill_color=None, toolbar_location="right", min_border_right=16,
-        styles={"background": "#fff", "border": "1px solid #dde3ea", "border-radius": "6px", "padding": "8px"},
+        outline_line_color=None, border_fill_color=None, toolbar_location="right", min_border_right=22, min_border_left=12,
+        min_border_bottom=8, min_border_top=10,
+        styles={"background": "#fff", "border": "1px solid #dde3ea", "border-radius": "6px"},
         **options,
     )  # fmt: skip
     made.toolbar.logo = None
