@@ -6,7 +6,7 @@ Each browser has a document of its own, which looks twice a second whether anyth
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from bokeh.document import Document
     from distributed import Scheduler
 
-    from hybridq.monitor.plugin import Monitor
-
 __all__ = ["show"]
 
 _EVERY = 500
@@ -51,14 +49,12 @@ _PROJECTED, _MEASURED = "#CC79A7", "#009E73"
 _FONT = "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 
-def show(scheduler: Scheduler, extra: Mapping[str, Any], doc: Document) -> None:
-    """Build the document of one browser: what Dask calls for the path of the page."""
-    from hybridq.monitor.plugin import plugin_of
-
+def show(plugin_of: Callable[[Scheduler], Any], scheduler: Scheduler, extra: Mapping[str, Any], doc: Document) -> None:
+    """Build the document of one browser, of what ``plugin_of(scheduler)`` keeps (None while it is not there)."""
     doc.title = "Dask: hybridq"
     page = _Page()
     doc.add_root(page.root)
-    seen: list[tuple[Monitor | None, tuple[int, int], str] | None] = [None]
+    seen: list[tuple[Any, tuple[int, int], str] | None] = [None]
 
     def look(force: bool = False) -> None:
         plugin = plugin_of(scheduler)
@@ -87,8 +83,10 @@ def _figure(title: str, y: str, *, x: str = "Iteration", height: int = 300, **op
     """A figure in the page's style."""
     made: Any = figure(
         title=title, height=height, sizing_mode="stretch_width", background_fill_color=None,
-        outline_line_color=None, border_fill_color=None, toolbar_location="right", min_border_right=16,
-        styles={"background": "#fff", "border": "1px solid #dde3ea", "border-radius": "6px", "padding": "8px"},
+        outline_line_color=None, border_fill_color=None, toolbar_location="right",
+        min_border_right=22, min_border_left=12,
+        min_border_bottom=8, min_border_top=10,
+        styles={"background": "#fff", "border": "1px solid #dde3ea", "border-radius": "6px"},
         **options,
     )  # fmt: skip
     made.toolbar.logo = None

@@ -10,6 +10,7 @@ import json
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -148,7 +149,9 @@ def _mount_figures(scheduler: Scheduler) -> str:
         raise RuntimeError("the scheduler runs without a dashboard")
     prefix = dashboards[0].prefix.strip("/")
     variables = template_variables(scheduler)
-    application = BokehApplication({"/hybridq": show}, scheduler, prefix=prefix, template_variables=variables)
+    application = BokehApplication(
+        {"/hybridq": partial(show, plugin_of)}, scheduler, prefix=prefix, template_variables=variables
+    )
     scheduler.http_application.add_application(application)
     application.initialize(IOLoop.current())
     application.start()
