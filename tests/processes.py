@@ -85,7 +85,7 @@ def free_port() -> int:
 
 @contextmanager
 def scheduler_and_workers(
-    *workers: dict[str, str], isolated: bool = False, port: int | None = None
+    *workers: dict[str, str], isolated: bool = False, port: int | None = None, dashboard: int | None = None
 ) -> Iterator[tuple[str, list[Marked]]]:
     """A scheduler and workers as processes of their own on loopback; the scheduler's address, and it and they."""
     port = free_port() if port is None else port
@@ -94,7 +94,8 @@ def scheduler_and_workers(
     scheduler = [*flags, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port)]
     worker = [*flags, "-m", "distributed.cli.dask_worker", address, "--host", "127.0.0.1", "--no-dashboard"]
     site = {"PYTHONPATH": SITE} if isolated else {}
-    processes = [Marked(*scheduler, "--no-dashboard", env=site)]
+    shown = ["--no-dashboard"] if dashboard is None else ["--dashboard-address", f"127.0.0.1:{dashboard}"]
+    processes = [Marked(*scheduler, *shown, env=site)]
     processes += [Marked(*worker, "--nthreads", "1", env={**site, **env}) for env in workers]
     try:
         from distributed import Client

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
-from processes import SOON, wait_until
+from distributed import Client
+from processes import SOON, free_port, scheduler_and_workers
+from qiskit.circuit.library import efficient_su2
 from runs import recorded
-from test_feed import loops
 from told import TOTALS, loop, message
 
 import hybridq as hq
@@ -23,7 +23,24 @@ from hybridq.monitor.store import TOPIC
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-WAIT = 4 * SOON * 1000
+WAIT = 2 * SOON * 1000
+
+
+@hq.quantum
+def energy(theta: list[float]) -> object:
+    return hq.expval(efficient_su2(2, reps=1), {"XX": 1.0, "ZZ": 1.0}, theta)
+
+
+@hq.workflow
+def descend(index: int) -> float:
+    found: float = hq.minimize(energy, [0.05 * index] * 8, method="COBYLA", options={"maxiter": 12}).fun
+    return found
+
+
+@hq.workflow
+def loops(count: int) -> list[float]:
+    return list(hq.map(descend, range(count)))
+
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")]
 
@@ -61,7 +78,7 @@ def test_the_navigation_bar_leads_to_a_live_page(browser: Any, client: Client) -
     client.register_plugin(Monitor())
     client.log_event(TOPIC, pack(message("live", loops=[loop(values=[-1.0])], totals=TOTALS)))
     page = opened(browser, f"{base(client)}/status")
-    page.click("nav >> text=Hybridq" if page.query_selector("nav") else "#myTopnav >> text=Hybridq")
+    page.click('a[href="hybridq"]')
     see(page, "−1.00000000")
     client.log_event(TOPIC, pack(message("live", at=1.0, loops=[loop(values=[-1.25], first=1)], totals=TOTALS)))
     see(page, "−1.25000000")
@@ -123,23 +140,17 @@ def test_two_drivers_on_one_page(browser: Any, client: Client) -> None:
 
 
 def test_a_scheduler_that_comes_again_shows_what_it_is_told_again(browser: Any) -> None:
-    def start(port: str) -> LocalCluster:
-        return LocalCluster(
-            n_workers=0, processes=False, host="127.0.0.1", dashboard_address=f"127.0.0.1:{port}", silence_logs=50,
-            protocol="tcp",
-        )  # fmt: skip
-
-    with start("0") as cluster, Client(cluster) as first:
-        port = base(first).rpartition(":")[2]
+    port = free_port()
+    at = f"http://127.0.0.1:{port}/hybridq"
+    with scheduler_and_workers({}, dashboard=port) as (address, _), Client(address) as first:
         first.register_plugin(Monitor())
         first.log_event(TOPIC, pack(message("before")))
-        page = opened(browser, f"{base(first)}/hybridq")
+        page = opened(browser, at)
         see(page, "before")
-    with start(port) as cluster, Client(cluster) as second:
-        assert wait_until(lambda: base(second).endswith(f":{port}"), SOON)
+    with scheduler_and_workers({}, dashboard=port) as (address, _), Client(address) as second:
         second.register_plugin(Monitor())
         second.log_event(TOPIC, pack(message("after", full=True)))
-        page.goto(f"{base(second)}/hybridq")
+        page.goto(at)
         see(page, "after")
         assert "before" not in page.inner_text("#hybridq-runs")
     page.close()
