@@ -19,6 +19,7 @@ from hybridq.errors import HybridqError
 from hybridq.journal import unpack_array
 from hybridq.location import Location
 from hybridq.pace import pace
+from hybridq.source import parsing
 from hybridq.values import Encoded, decode
 
 __all__ = [
@@ -799,7 +800,8 @@ def _parameters(text: Any) -> tuple[str, ...]:
     if not isinstance(text, str):
         return ()
     try:
-        tree = ast.parse(text.split("\n\n")[0].partition("=\n")[2])
+        with parsing:
+            tree = ast.parse(text.split("\n\n")[0].partition("=\n")[2])
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ()
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):

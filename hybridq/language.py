@@ -43,7 +43,7 @@ from hybridq.runner import LoopCall, Pending, PlannedRun, Run, StepCall, describ
 from hybridq.scope import Describing, Scope, StepScope, current
 from hybridq.scope import priority as scope_priority
 from hybridq.sites import LOCAL, Site
-from hybridq.source import source_of, unwrap
+from hybridq.source import parsing, source_of, unwrap
 from hybridq.values import digest, encode
 
 __all__ = [
@@ -1082,7 +1082,8 @@ def _guarded(frame: FrameType | None) -> bool:
     if frame is None or path is None or getattr(main, "__spec__", None) is not None:
         return True
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        with parsing:
+            tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, SyntaxError):
         return True
     for node in tree.body:

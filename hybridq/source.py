@@ -24,7 +24,7 @@ from typing import Any
 from hybridq.errors import Unhashable, WorkflowError
 from hybridq.values import digest, digest_bytes
 
-__all__ = ["Source", "source_of", "unwrap"]
+__all__ = ["Source", "parsing", "source_of", "unwrap"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Source:
     """Names of the researcher's own importable modules it reaches, which workers may not have."""
 
 
-_parsing = threading.Lock()
-"""`ast.parse` in several threads at once fails with a SystemError in early versions of Python 3.11 (gh-106905)."""
+parsing = threading.Lock()
+"""Held around each `ast.parse`: early versions of Python 3.11 fail where several threads are at it (gh-106905)."""
 
 
 def unwrap(function: Any) -> Any:
@@ -64,7 +64,7 @@ def source_of(function: Any, version: str | None = None) -> Source:
         if isinstance(function, types.FunctionType):
             walk.note_module(function.__module__)
     else:
-        with _parsing:
+        with parsing:
             walk.add(_name_of(function), function)
     text = "\n\n".join(walk.sections)
     return Source(digest_bytes(text.encode()), text, tuple(sorted(walk.modules)))

@@ -809,7 +809,7 @@ def test_bad_input_in_a_run_names_its_place_and_spends_nothing(store: Path) -> N
 
 def test_ctrl_c_within_an_evaluation_leaves_at_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted:
-        def evaluate(self, programs: Any, timeout: float | None = None) -> Any:
+        def evaluate(self, programs: Any, timeout: float | None = None, **_: Any) -> Any:
             raise KeyboardInterrupt
 
         def kill(self) -> None: ...

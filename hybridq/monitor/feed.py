@@ -63,6 +63,8 @@ class Feed:
         self._spans: Any = None
         self._spans_at = self._beat_at = 0.0
         self._last: Any = None
+        self._taken = True
+        """Whether the scheduler shows what it is told, as far as is known."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hybridq-monitor", daemon=True)
         self._thread.start()
@@ -81,7 +83,7 @@ class Feed:
                 self._look()
                 pause = min(_SLOWEST, max(_EVERY, _SHARE * (time.thread_time() - begun)))
             cluster = self._dispatcher.cluster
-            if cluster is not None and not cluster.own:
+            if self._taken and cluster is not None and not cluster.own:
                 self._look()
         except Exception as error:  # noqa: BLE001  # whatever it is, the run goes on without its monitoring
             self._journal.follow(None)
@@ -145,6 +147,7 @@ class Feed:
             self._progress.message(
                 f"no page for this run in the dashboard: its scheduler takes none ({type(error).__name__}: {error})"
             )
+            self._taken = False
             self._ended.set()
             self._journal.follow(None)
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.error
 import urllib.request
 from collections import deque
@@ -154,6 +155,14 @@ def refused() -> int:
         return double(1.0) > 0
 
 
+@hq.workflow
+def unwatched(count: int) -> list[float]:
+    """Loops, and no end before the monitoring has ended."""
+    values = loops(count)
+    assert wait_until(lambda: not any(t.name == "hybridq-monitor" for t in threading.enumerate()), SOON)
+    return values
+
+
 def test_a_run_goes_on_where_its_monitoring_breaks(
     store: Path, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,7 +170,7 @@ def test_a_run_goes_on_where_its_monitoring_breaks(
         raise RuntimeError("no loads today")
 
     monkeypatch.setattr(Dispatcher, "loads", fails)
-    assert len(hq.run(loops, 2, name="breaks", store=store, cluster=client)) == 2
+    assert len(hq.run(unwatched, 2, name="breaks", store=store, cluster=client)) == 2
     assert shown(client, "breaks") == {}
     assert "no loads today" in capsys.readouterr().err
 
@@ -173,7 +182,7 @@ def test_a_scheduler_that_takes_no_page_costs_one_line(
         raise ModuleNotFoundError("No module named 'hybridq'")
 
     monkeypatch.setattr("hybridq.monitor.plugin.Monitor.__reduce__", fails, raising=False)
-    assert len(hq.run(loops, 2, name="bare", store=store, cluster=client)) == 2
+    assert len(hq.run(unwatched, 2, name="bare", store=store, cluster=client)) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if "no page for this run" in line]
     assert len(said) == 1
 

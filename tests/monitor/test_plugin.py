@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,8 +200,10 @@ def test_metrics_have_few_labels_however_much_is_told() -> None:
         assert len(lines) < 3000
 
 
+TESTS = str(Path(__file__).parents[1])
 BLOCKED = """
 import json, sys, urllib.request
+sys.path.insert(0, {tests!r})
 for name in {blocked!r}:
     sys.modules[name] = None
 from distributed import Client, LocalCluster
@@ -222,8 +225,8 @@ if __name__ == "__main__":
 def without(*blocked: str) -> dict[str, Any]:
     """What a scheduler shows in a process in which these libraries cannot be imported."""
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED.format(blocked=blocked)], capture_output=True, text=True, timeout=240,
-        check=False,
+        [sys.executable, "-c", BLOCKED.format(blocked=blocked, tests=TESTS)], capture_output=True, text=True,
+        timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
