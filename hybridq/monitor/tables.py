@@ -14,7 +14,7 @@ __all__ = ["ACCURACY", "COLOURS", "CSS", "amount", "notes_table", "page", "runs_
 ACCURACY = 1.6e-3
 """Chemical accuracy, 1 kcal/mol, in hartree."""
 COLOURS = {
-    "quantum": "#E69F00", "classical": "#0072B2", "running": "#0072B2", "finished": "#00795A", "failed": "#B84300",
+    "quantum": "#0072B2", "classical": "#E69F00", "running": "#0072B2", "finished": "#00795A", "failed": "#B84300",
     "interrupted": "#8A5A00", "silent": "#666666", "refused": "#B84300", "retried": "#8A5A00",
 }  # fmt: skip
 """Of Okabe and Ito, which colour-blind readers can tell apart; those of words are darkened to be read on white."""
