@@ -65,7 +65,7 @@ def _pids(client: Any) -> dict[str, int]:
 
 def _engines(client: Any) -> set[int]:
     """The engine processes of this driver and of the workers."""
-    parents = [psutil.Process(pid) for pid in (os.getpid(), *_pids(client))]
+    parents = [psutil.Process(pid) for pid in (os.getpid(), *_pids(client).values())]
     return {child.pid for one in parents for child in one.children() if "hybridq.engines" in child.cmdline()}
 
 
