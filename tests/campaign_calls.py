@@ -440,6 +440,7 @@ def takes_long(forks: Forks, seed: int) -> Case:
             before, alone = _pids(forks.client), what == "by itself"
             count, place = (3, 1) if alone else (8, rng.randrange(8))
             asked: tuple[Any, ...] = (one_limited, 24, 60) if alone else (some_limited, count, place, 24, 60)
+            hq.run(longs, 2, 1, 2, name="warm", store=store, cluster=forks.client)  # every worker has its engine
             engines = _engines(forks.client)
             found = hq.run(*asked, name="a", store=store, cluster=forks.client)
             late = found[place]
