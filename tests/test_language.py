@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
@@ -794,6 +794,16 @@ def told(number: int, path: str) -> float:
     return hq.minimize(lambda x: float(x @ x), [0.5], method="COBYLA").fun  # type: ignore[no-any-return]
 
 
+@pytest.fixture
+def unhandled() -> Iterator[None]:
+    """Signals as a fresh process has them: what measures coverage has a handler of its own."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("unhandled")
 @pytest.mark.parametrize(
     ("number", "error", "code"),
     [(signal.SIGINT, KeyboardInterrupt, ()), (signal.SIGTERM, SystemExit, (143,)), (signal.SIGHUP, SystemExit, (129,))],
@@ -817,6 +827,7 @@ def test_a_signal_ends_a_run_that_then_goes_on(
     assert len(recorded(store / "told", Event)) == 3
 
 
+@pytest.mark.usefixtures("unhandled")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_whose_exception_is_swallowed_ends_the_run_all_the_same(number: int, store: Path) -> None:
     after: list[str] = []
@@ -856,6 +867,7 @@ def test_a_signal_that_is_handled_or_ignored_stays_so(store: Path) -> None:
     assert arrived == [signal.SIGTERM]
 
 
+@pytest.mark.usefixtures("unhandled")
 def test_a_signal_while_a_run_is_left_does_not_disturb_it(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @hq.workflow
     def stops() -> None:
