@@ -4,7 +4,8 @@
 turns with monitoring on and off; medians, and on over off. `event`: microseconds that handing a record to the monitor
 adds to the journal's append, and those that folding it takes of the monitor's own thread. `page` and `json`, of a
 scheduler that was told of 1,000 loops and 100,000 evaluations: milliseconds for the answer, the longest that the
-scheduler's event loop was blocked by it, and megabytes (10^6 bytes) that the scheduler keeps for it.
+scheduler's event loop was blocked by it, and megabytes (10^6 bytes) that the scheduler keeps for it. A `browser` takes
+the page's document and follows it, as a process of its own: until all figures are there, and while a run goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import gc
 import math
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -161,6 +164,45 @@ def _longest(dask_scheduler: Any) -> float:
     return found
 
 
+_BROWSER = """
+import sys, time
+from bokeh.client import pull_session
+from bokeh.models import Plot
+begun = time.perf_counter()
+session = pull_session(url=sys.argv[1])
+told = []
+def changed(_):
+    if not told and len(list(session.document.select({"type": Plot}))) == 6:
+        told.append(1e3 * (time.perf_counter() - begun))
+        print(told[0], flush=True)
+session.document.on_change(changed)
+session._loop_until_closed()
+"""
+
+
+def _followed(client: Client, base: str) -> list[dict[str, Any]]:
+    """Blocking by a page that is opened, and then by one that follows a run."""
+    opening, drawn, following = [], [], []
+    for turn in range(3):
+        client.run_on_scheduler(_longest)
+        command = [sys.executable, "-c", _BROWSER, f"{base}/hybridq"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as browser:
+            assert browser.stdout is not None
+            drawn.append(float(browser.stdout.readline()))
+            opening.append(client.run_on_scheduler(_longest))
+            for change in range(4):
+                told = _told(0) | {"time": time.time(), "clock": time.monotonic() + turn + change}
+                client.log_event(TOPIC, pack(told))
+                time.sleep(1.0)
+                following.append(client.run_on_scheduler(_longest))
+            browser.kill()
+    return [
+        _row("browser, all figures after", statistics.median(drawn), "ms"),
+        _row("browser opens, scheduler blocked", 1e3 * statistics.median(opening), "ms"),
+        _row("browser follows, scheduler blocked", 1e3 * statistics.median(following), "ms"),
+    ]
+
+
 def _size(dask_scheduler: Any) -> int:
     return _resident()
 
@@ -181,6 +223,8 @@ def _scheduler() -> list[dict[str, Any]]:
             client.log_event(TOPIC, message)
         found.append(_row("memory of the scheduler", (client.run_on_scheduler(_size) - before) / 1e6, "MB"))
         client.run_on_scheduler(_watch)
+        time.sleep(20.0)  # until the page above, which no browser follows, is given up
+        found += _followed(client, base)
         for path in ("hybridq.json", "hybridq"):
             answers, blocks = [], []
             for _ in range(7):

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
@@ -23,7 +22,7 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import ParameterVector
 from qiskit.primitives import BitArray
 from qiskit.quantum_info import Pauli, SparsePauliOp
-from runs import executed, journal, recorded, replayed, report
+from runs import executed, journal, recorded, replayed, report, traced, write_trace
 
 import hybridq as hq
 from hybridq.errors import JournalError
@@ -83,29 +82,15 @@ def bits(theta: Any, shots: int = 1000) -> Any:
     return hq.sample(CIRCUIT, theta, shots=shots)
 
 
-def leave_trace(trace: str, name: str) -> None:
-    with open(trace, "a") as file:
-        file.write(f"{name} {os.getpid()}\n")
-
-
-def traced(trace: Path) -> Counter[str]:
-    """How often each step ran; that it ran in another process is checked in passing."""
-    if not trace.exists():
-        return Counter()
-    lines = [line.split() for line in trace.read_text().splitlines()]
-    assert all(int(pid) != os.getpid() for _, pid in lines)
-    return Counter(name for name, _ in lines)
-
-
 @hq.classical
 def scale(trace: str, values: Any, factor: float = 1.0) -> list[float]:
-    leave_trace(trace, "scale")
+    write_trace(trace, "scale")
     return [factor * value for value in values]
 
 
 @hq.classical
 def kinds(trace: str) -> dict[str, Any]:
-    leave_trace(trace, "kinds")
+    write_trace(trace, "kinds")
     return {
         "none": None,
         "tuple": (1, 2.5, "three", (True,)),
@@ -126,14 +111,14 @@ def kinds(trace: str) -> dict[str, Any]:
 
 @hq.classical
 def noisy(trace: str) -> list[float]:
-    leave_trace(trace, "noisy")
+    write_trace(trace, "noisy")
     return [float(hq.rng().normal()) for _ in range(2)]
 
 
 @hq.classical
 def outer(trace: str) -> Any:
     """A step that calls a step, maps one and submits one: all plain calls in its own process."""
-    leave_trace(trace, "outer")
+    write_trace(trace, "outer")
     future = scale.submit(trace, [3.0])
     return scale(trace, [1.0]), hq.map(scale, [trace], [[2.0]]), [f.result() for f in hq.as_completed([future])]
 

@@ -6,6 +6,7 @@ with figures is not to be had, a plain one takes its place; where that is not, t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import zlib
@@ -165,7 +166,7 @@ def _mount_plain(scheduler: Scheduler, prefix: str, why: str | None) -> None:
     from distributed.http.utils import RequestHandler
 
     class Numbers(RequestHandler):
-        def get(self) -> None:
+        async def get(self) -> None:
             plugin = plugin_of(self.server)
             runs = plugin.runs() if plugin is not None else ()
             self.set_header("Content-Type", "application/json")
@@ -176,8 +177,11 @@ def _mount_plain(scheduler: Scheduler, prefix: str, why: str | None) -> None:
                 for at, (measured, limit) in memory.items()
             ]
             unread = plugin.unread if plugin is not None else 0
-            text = json.dumps({"runs": document(runs), "workers": workers, "unread": unread}, separators=(",", ":"))
-            self.write(text)
+            self.write('{"runs":')
+            for piece in document(runs):
+                self.write(piece)
+                await asyncio.sleep(0)  # the scheduler's own work comes first
+            self.write(f',"workers":{json.dumps(workers)},"unread":{unread}}}')
 
     class Plain(RequestHandler):
         def get(self) -> None:

@@ -99,11 +99,12 @@ def test_a_real_run_is_shown_with_the_journals_numbers_to_who_comes_late(
     for line in {row.loop for row in rows}:
         best = min(row.value for row in rows if row.loop == line)
         assert f"{best:.8f}".replace("-", "−") in text
-    drawn = page.evaluate(
-        "Bokeh.documents[0]._all_models.size > 0 && [...Bokeh.documents[0]._all_models.values()]"
-        ".filter(m => m.type == 'MultiLine').length"
+    page.wait_for_function("[...Bokeh.documents[0]._all_models.values()].filter(m => m.type == 'Figure').length == 6")
+    curves = page.evaluate(
+        "[...Bokeh.documents[0]._all_models.values()].filter(m => m.type == 'GlyphRenderer' && m.glyph.type == "
+        "'MultiLine').map(m => m.data_source.data.ys.map(ys => ys.length))"
     )
-    assert drawn
+    assert curves[0] == [12, 12]
     assert page.faults == []
     page.close()
 

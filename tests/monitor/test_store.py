@@ -8,6 +8,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -231,7 +232,26 @@ def test_nonsense_is_refused_by_one_kind_of_error_and_what_is_kept_can_still_be_
     wrong |= {} if in_loop else changes
     with contextlib.suppress(ValueError):
         store.fold(wrong, 1.0)
-    json.loads(json.dumps(document(store.runs(1.0)), allow_nan=False))
+    text = "".join(document(store.runs(1.0)))
+    json.loads(text, parse_constant=pytest.fail)
+
+
+def test_a_document_holds_every_field_in_pieces_and_null_for_what_json_lacks() -> None:
+    store = Store()
+    for number in range(2):
+        told = [loop(f"curve/minimize[{i}]", [float(i), math.nan if i == 50 else -1.0]) for i in range(100)]
+        store.fold(message(f"study{number}", loops=told, notes=[[math.inf, "failed", "curve", 'a "reason"']]), 0.0)
+    runs = store.runs(0.0)
+    pieces = list(document(runs))
+    assert max(map(len, pieces)) < sum(map(len, pieces)) / 4
+    found = json.loads("".join(pieces), parse_constant=pytest.fail)
+    plain = json.loads(json.dumps([asdict(run) for run in runs]), parse_constant=lambda _: None)
+    assert found == plain
+    assert "NaN" in json.dumps(asdict(runs[0]))
+
+
+def test_a_document_of_nothing_is_an_empty_list() -> None:
+    assert json.loads("".join(document(()))) == []
 
 
 def test_another_version_is_named() -> None:
