@@ -123,6 +123,8 @@ class _Group:
     best: float = math.inf
     error: float | None = None
     limits: int | None = 0
+    said: tuple[int, float] = (0, -math.inf)
+    """How many had ended when a log was last told that all had, and when that was."""
 
     def take_end(self, loop: LoopProgress) -> None:
         del self.loops[loop]
@@ -219,8 +221,8 @@ class Display:
 class Progress:
     """One line per group of loops and of steps, refreshed in place on a terminal.
 
-    Without a terminal one line at most every 30 seconds, and one when a group ends. Thread-safe; an event costs
-    a few microseconds.
+    Without a terminal one line at most every 30 seconds, and one when a group ends; of a group that goes on and ends
+    again and again, one at most every 30 seconds, and one at the end. Thread-safe; an event costs a few microseconds.
     """
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
@@ -279,6 +281,9 @@ class Progress:
         """Leave the last state of each line on the terminal."""
         with self._lock:
             self._show(force=True)
+            for group in self._groups.values():
+                if 0 < group.said[0] < group.ended == group.started:
+                    self._log_end(group, time.monotonic(), 0.0)
             self._display.close()
 
     def _group(self, name: str) -> _Group:
@@ -290,9 +295,16 @@ class Progress:
         now = time.monotonic()
         if whole or now >= self._next:
             self._show(force=whole)
-        if whole and not self._display.live and now - group.since > 1.0:
-            self._last_log = now
-            self._display.say(str(group.now(now)))
+        if whole and now - group.since > 1.0:
+            self._log_end(group, now, _LOG_SECONDS)
+
+    def _log_end(self, group: _Group, now: float, pause: float) -> None:
+        """Say how ``group`` ended, if that was not said in the last ``pause`` seconds."""
+        if self._display.live or now - group.said[1] < pause:
+            return
+        self._last_log = now
+        group.said = (group.ended, now)
+        self._display.say(str(group.now(now)))
 
     def _show(self, *, force: bool = False) -> None:
         now = time.monotonic()

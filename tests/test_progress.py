@@ -119,6 +119,22 @@ def test_the_end_of_a_group_is_a_line_of_the_log(clock: Clock) -> None:
     assert stream.getvalue() == "hybridq: problem: 3/3 done\n"
 
 
+def test_a_group_that_ends_again_and_again_is_seldom_told_of(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream)
+    for _ in range(400):  # 40 seconds, one after another
+        progress.started("problem")
+        clock.now += 0.1
+        progress.ended("problem")
+    told = [int(done) for done in re.findall(r"problem: (\d+)/\d+ done", stream.getvalue())]
+    assert len(told) == 2
+    assert told[0] < 15
+    assert told[1] - told[0] == pytest.approx(300, abs=5)
+    progress.close()
+    assert stream.getvalue().splitlines()[-1] == "hybridq: problem: 400/400 done"
+    assert len(stream.getvalue().splitlines()) == 3
+
+
 def test_the_best_value_is_the_lowest_and_nan_is_none(clock: Clock) -> None:
     stream = io.StringIO()
     progress = Progress(stream=stream)

@@ -79,6 +79,10 @@ class Monitor(SchedulerPlugin):
         _collect()
         scheduler.log_event(MOUNTED, mounted)
 
+    async def close(self) -> None:
+        """Take the metrics of a scheduler that ends out of those of its process."""
+        _plugins.discard(self)
+
     def log_event(self, topic: str, msg: Any) -> None:
         """Take in a message. One that cannot be read is counted and left."""
         if topic != TOPIC:

@@ -181,23 +181,31 @@ def test_metrics_have_few_labels_however_much_is_told() -> None:
     pytest.importorskip("prometheus_client", reason="the metrics need prometheus-client")
     with scheduler() as (client, base):
         told = message(
-            "study", totals={**TOTALS, "evaluations": 41, "quantum": 2.5}, queue={"waiting": 3, "seconds": 1.0},
+            "metered", totals={**TOTALS, "evaluations": 41, "quantum": 2.5}, queue={"waiting": 3, "seconds": 1.0},
             loops=[loop("a", [-1.5], reference=-1.75, unit="hartree")], devices=[["tcp://a", 4, 2, 0, 0, 1]],
         )  # fmt: skip
         client.log_event(TOPIC, pack(told))
         lines = [line for line in get(f"{base}/metrics").splitlines() if line.startswith("hybridq_")]
         found = dict(line.rsplit(" ", 1) for line in lines)
-        assert float(found['hybridq_evaluations_total{run="study@0"}']) == 41
-        assert float(found['hybridq_best_value{group="curve/energy",run="study@0"}']) == -1.5
-        assert float(found['hybridq_error{group="curve/energy",run="study@0"}']) == 0.25
-        assert float(found['hybridq_busy_seconds_total{kind="quantum",run="study@0"}']) == 2.5
-        assert float(found['hybridq_queue{run="study@0"}']) == 3
-        assert float(found['hybridq_busy_slots{run="study@0"}']) == 2
+        assert float(found['hybridq_evaluations_total{run="metered@0"}']) == 41
+        assert float(found['hybridq_best_value{group="curve/energy",run="metered@0"}']) == -1.5
+        assert float(found['hybridq_error{group="curve/energy",run="metered@0"}']) == 0.25
+        assert float(found['hybridq_busy_seconds_total{kind="quantum",run="metered@0"}']) == 2.5
+        assert float(found['hybridq_queue{run="metered@0"}']) == 3
+        assert float(found['hybridq_busy_slots{run="metered@0"}']) == 2
         for number in range(30):
             loops = [loop(f"l{i}", group=f"g{i}") for i in range(40)]
             client.log_event(TOPIC, pack(message(f"r{number}", loops=loops)))
         lines = [line for line in get(f"{base}/metrics").splitlines() if line.startswith("hybridq_")]
         assert len(lines) < 3000
+
+
+def test_metrics_of_a_scheduler_end_with_it() -> None:
+    client = pytest.importorskip("prometheus_client", reason="the metrics need prometheus-client")
+    with scheduler() as (connected, base):
+        connected.log_event(TOPIC, pack(message("short-lived")))
+        assert 'run="short-lived@0"' in get(f"{base}/metrics")
+    assert "short-lived" not in client.generate_latest().decode()
 
 
 TESTS = str(Path(__file__).parents[1])
