@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import dask
 import psutil
+from dask.base import annotate
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, Worker, get_worker
 from distributed.comm.addressing import get_address_host_port, parse_address
 from distributed.deploy.cluster import Cluster as AnyCluster
@@ -247,7 +248,8 @@ class Cluster:
         `ClusterLost`, perhaps before this returns.
         """
         try:
-            future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs), workers=[on])
+            with annotate(hybridq={"group": key[0], "call": key[1], "attempt": key[2]}):
+                future = self.client.submit(function, *args, key=key, pure=False, resources=dict(needs), workers=[on])
         except Exception as error:
             if self.connected:
                 raise

@@ -142,6 +142,12 @@ class _Ask:
         """Its name in the queue and on the cluster."""
         return str(self.location)
 
+    @property
+    def loop_at(self) -> Location | None:
+        """The loop that it is a call of, or is; None for others."""
+        at = self.location if self.kind == "loop" else self.location.parent
+        return at if at is not None and at.name == "minimize" else None
+
 
 @dataclass(eq=False, kw_only=True)
 class ProgramAsk(_Ask):
@@ -298,6 +304,7 @@ class Dispatcher:
     def __init__(self, *, run: str, site: Site, progress: Progress, guarded: bool,
                  calibration: Calibration = DEFAULT) -> None:  # fmt: skip
         # the scheduler takes equal keys for the same task, and others may have runs of this name on the same cluster
+        self._name = run
         self._run = f"{run}@{secrets.token_hex(4)}"
         self._site, self._progress, self._guarded = site, progress, guarded
         self._calibration, self._corrections = calibration, Corrections()
@@ -980,12 +987,24 @@ class Dispatcher:
 
         beside.submit(work)
 
+    def _group(self, asks: Sequence[_Ask]) -> str:
+        """The first part of a task's key, as in ``quantum:energy-@curve/h2/point[3]/minimize[0]``.
+
+        Dask's own pages colour and count tasks by what is before the dash, kind and name; those that have all of it in
+        common, a loop's, are a group.
+        """
+        first = asks[0]
+        loops = {ask.loop_at for ask in asks}
+        (loop,) = loops if len(loops) == 1 else (None,)
+        kind = "classical" if isinstance(first, StepAsk) else "quantum"
+        return f"{kind}:{first.name}-@{self._name}" + (f"/{loop}" if loop is not None else "")
+
     def _send_programs(self, cluster: Cluster, batch: Batch, asks: list[ProgramAsk]) -> None:
         from hybridq.cluster import BYTES, SLOTS, run_batch
 
         first = asks[0]
         others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
-        key = (f"quantum-{first.name}", f"{self._run}/{first.label}{others}", first.attempt)
+        key = (self._group(asks), f"{self._run}/{first.label}{others}", first.attempt)
         needs = {SLOTS: batch.threads, BYTES: batch.bytes}  # a wide one has all of them
         timeout = _together([a.timeout for a in asks])
         started = time.time()
@@ -1014,7 +1033,7 @@ class Dispatcher:
         from hybridq.cluster import BYTES, SLOTS, run_loop
 
         ask.attempt += 1
-        key = (f"quantum-{ask.name}", f"{self._run}/{ask.location}@{len(ask.points)}", ask.attempt)
+        key = (self._group([ask]), f"{self._run}/{ask.location}@{len(ask.points)}", ask.attempt)
         needs = {SLOTS: 1, BYTES: batch.bytes}
 
         def done(answer: Any, error: BaseException | None) -> None:
@@ -1056,7 +1075,7 @@ class Dispatcher:
 
         first = asks[0]
         others = f"+{len(asks) - 1}" if len(asks) > 1 else ""
-        key = (f"classical-{first.name}", f"{self._run}/{first.location}{others}", first.attempt)
+        key = (self._group(asks), f"{self._run}/{first.location}{others}", first.attempt)
 
         def done(replies: Any, error: BaseException | None) -> None:
             self._ended(batch)

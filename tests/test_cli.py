@@ -240,7 +240,7 @@ def test_devices_of_a_cluster_say_what_they_do(tmp_path: Path) -> None:
         ) as cluster,
         Client(cluster) as client,
     ):
-        keys = [("classical-nap", f"lab@1234/study/nap[{i}]", 0) for i in range(5)]
+        keys = [("classical:nap-@lab", f"lab@1234/study/nap[{i}]", 0) for i in range(5)]
         naps = [client.submit(time.sleep, 60, key=key, pure=False) for key in keys]
         assert wait_until(lambda: sum(map(len, client.processing().values())) >= 2, SOON)
         found = document(hybridq(tmp_path, "devices", "--cluster", cluster.scheduler_address, "--json"))

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from distributed import CancelledError, Client, LocalCluster
 from distributed.comm import CommClosedError
+from distributed.diagnostics.plugin import SchedulerPlugin
 from processes import SITE, SOON, Marked, free_port, scheduler_and_workers, wait_until
 from runs import recorded
 
@@ -303,12 +304,12 @@ def test_what_is_sent_to_a_worker_that_is_known_to_be_lost_is_answered(client: C
     answers: SimpleQueue[tuple[object, BaseException | None]] = SimpleQueue()
     try:
         cluster.lost(gone)
-        cluster.submit(len, ((),), key=("quantum-late", "lost", 0), needs={}, done=lambda *a: answers.put(a), on=gone)
+        cluster.submit(len, ((),), key=("quantum:late", "lost", 0), needs={}, done=lambda *a: answers.put(a), on=gone)
         value, error = answers.get(timeout=30)
         assert value is None
         assert isinstance(error, hq.WorkerLost)
         (there, _) = cluster.devices()  # the others are sent to as before
-        cluster.submit(len, ((),), key=("quantum-there", "lost", 0), needs={}, done=lambda *a: answers.put(a),
+        cluster.submit(len, ((),), key=("quantum:there", "lost", 0), needs={}, done=lambda *a: answers.put(a),
                        on=there.name)  # fmt: skip
         assert answers.get(timeout=30) == (0, None)
     finally:
@@ -404,17 +405,41 @@ def test_long_circuits_do_not_silence_heartbeats(client: Client, store: Path) ->
     assert max(silences) < shortest, f"a worker was silent for {max(silences):.1f} s under circuits of {shortest:.1f} s"
 
 
-def test_tasks_have_readable_names(client: Client, store: Path) -> None:
-    hq.run(loops, 3, name="named7", store=store, cluster=client)
+class Seen(SchedulerPlugin):
+    """Tasks as Dask's own pages take them together."""
 
-    def transitions(dask_scheduler: object = None) -> list[object]:
-        return [row[0] for row in dask_scheduler.transition_log]  # type: ignore[attr-defined]
+    name = "seen"
 
-    asked = [key for key in map(tuple, client.run_on_scheduler(transitions)) if len(key) == 3]
-    # (prefix, run @ token of the session / location, attempt)
-    mine = {(key[0], key[1].partition("@")[2].partition("/")[2]) for key in asked if key[1].startswith("named7@")}
-    assert {prefix for prefix, _ in mine} == {"classical-where_am_i", "quantum-energy"}
-    assert ("classical-where_am_i", "loops/loop[1]/where_am_i[0]") in mine
+    def __init__(self) -> None:
+        self.tasks: set[tuple[str, str, str]] = set()
+        self.scheduler: Any = None
+
+    async def start(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        task = self.scheduler.tasks.get(key)
+        if finish == "processing" and task is not None and "hybridq" in (task.annotations or {}):
+            told = task.annotations["hybridq"]
+            self.tasks.add((task.prefix.name, task.group.name, told["call"].partition("@")[2].partition("/")[2]))
+
+
+def test_dasks_own_pages_tell_kinds_functions_and_loops_apart(client: Client, store: Path) -> None:
+    client.register_plugin(Seen())
+    hq.run(loops, 3, name="named-apart", store=store, cluster=client)
+
+    def seen(dask_scheduler: Any = None) -> set[tuple[str, str, str]]:
+        found: set[tuple[str, str, str]] = dask_scheduler.plugins["seen"].tasks
+        return found
+
+    tasks = client.run_on_scheduler(seen)
+    client.unregister_scheduler_plugin("seen")
+    assert {prefix for prefix, _, _ in tasks} == {"classical:where_am_i", "quantum:energy"}
+    assert {group for prefix, group, _ in tasks if prefix == "quantum:energy"} == {
+        f"quantum:energy-@named-apart/loops/loop[{i}]/minimize[0]" for i in range(3)
+    }
+    steps = {(group, at) for prefix, group, at in tasks if prefix == "classical:where_am_i"}
+    assert ("classical:where_am_i-@named-apart", "loops/loop[1]/where_am_i[0]") in steps
 
 
 def test_nothing_is_left_of_an_own_cluster(store: Path) -> None:
