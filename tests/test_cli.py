@@ -161,6 +161,7 @@ def test_watch_report_and_graph(script: Path, tmp_path: Path) -> None:
     assert "--out" in hybridq(tmp_path, "graph", "first", "--out", "no/where.svg", code=1).stderr
 
 
+@pytest.mark.slow
 def test_options_replace_keywords(script: Path, tmp_path: Path) -> None:
     seeds = [document(hybridq(tmp_path, "run", script, "--seed", seed, "--json", "random"))["value"]["random"]
              for seed in (1, 2)]  # fmt: skip
@@ -368,6 +369,7 @@ def test_errors_begin_with_the_researchers_own_lines(script: Path, tmp_path: Pat
     assert f'File "{nested / "script.py"}", line' in done.stderr.split("Traceback")[1].splitlines()[1]
 
 
+@pytest.mark.slow
 def test_errors_of_other_sessions_are_shown(script: Path, tmp_path: Path) -> None:
     hybridq(tmp_path, "run", script, "--name", "one", "--", "value")
     stopped = hybridq(tmp_path, "run", script, "--name", "one", "--", "loop", code=1)
@@ -468,6 +470,7 @@ def test_rerun_with_steps_as_data(script: Path, tmp_path: Path) -> None:
             "now": "0.0"} in found["outputs"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rerun_of_one_of_several_runs(tmp_path: Path) -> None:
     """Other runs of the script keep their own names and settings; how the script ends does not matter."""
     script = tmp_path / "script.py"

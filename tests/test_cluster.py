@@ -65,6 +65,7 @@ def slow(qubits: int, reps: int) -> list[float]:
     return [float(e) for e in hq.map(slow_energy, [0.1, 0.2], [qubits] * 2, [reps] * 2)]
 
 
+@pytest.mark.slow
 def test_a_cluster_started_elsewhere(store: Path) -> None:
     with scheduler_and_workers({}, {}) as (address, _):
         values = hq.run(loops, 4, name="far", store=store, cluster=address)
@@ -90,6 +91,7 @@ def naps(count: int, folder: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_workers_that_join_and_leave_in_the_middle_are_used_and_survived(store: Path, tmp_path: Path) -> None:
     def came(count: int) -> list[int]:
         assert wait_until(lambda: len(list(tmp_path.glob("[0-9]*"))) >= count, 60)
@@ -223,6 +225,7 @@ def test_a_cluster_that_does_not_come_back_ends_the_run_and_nothing_recorded_is_
     assert sorted(again) == [i for i in range(40) if f"steps_and_loops/counted[{i}]" not in done]
 
 
+@pytest.mark.slow
 def test_a_cluster_without_workers_is_told_and_left_after_a_while(
     store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +275,7 @@ def test_a_cluster_of_our_own_is_built_again(
     assert wait_until(lambda: started[0].status.name == "closed", 60)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_may_grow_is_asked_for_workers(store: Path, tmp_path: Path) -> None:
     """As for dask-jobqueue: a cluster object without workers, scaled by what waits in the driver."""
     options = {"threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
@@ -382,6 +386,7 @@ def test_a_worker_without_hybridq_is_refused(store: Path) -> None:
         hq.run(loops, 1, name="bare", store=store, cluster=address)
 
 
+@pytest.mark.slow
 def test_long_circuits_do_not_silence_heartbeats(client: Client, store: Path) -> None:
     silences: list[float] = []
     done = threading.Event()

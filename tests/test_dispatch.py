@@ -299,6 +299,7 @@ class TestLoops:
         assert sum(a != b != "driver" for found in of.values() for a, b in itertools.pairwise(found)) <= 6
         assert len({where for found in of.values() for where in found} - {"driver"}) == 2
 
+    @pytest.mark.slow
     def test_loops_of_a_worker_that_is_lost_go_on_elsewhere(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("hybridq.runner._FIRST_SLICE", 1e-9)
         monkeypatch.setattr("hybridq.runner._LONGEST_SLICE", 1e-9)

@@ -46,7 +46,8 @@ def recorded_steps(directory: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 10])
 def test_the_driver_killed_at_random_times(kills: int, tmp_path: Path) -> None:
     undisturbed = Marked(STUDIES / "killable.py", tmp_path / "log0", tmp_path / "a")
     expected, _ = undisturbed.finish()
@@ -101,6 +102,7 @@ def size(store: Path) -> int:
     return journal.stat().st_size if journal.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["driver", "cluster"])
 def test_ctrl_c_in_the_middle_of_a_circuit(where: str, tmp_path: Path) -> None:
     # the driver's own engine takes short programs only, so many of them; the cluster one that takes a minute

@@ -386,6 +386,7 @@ def canonical(value: Any) -> Any:
     return exact(value)
 
 
+@pytest.mark.slow
 def test_one_worker_or_four_or_a_cut_give_the_same_bits(client: Client, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     arguments = (mixed, str(trace), 4)
@@ -668,6 +669,7 @@ def outlives(trace: str) -> list[Any]:
     return [said, slow(trace, 0.0), fails(trace, "after")]
 
 
+@pytest.mark.slow
 def test_a_step_that_overruns_its_timeout(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     live = report(outlives, str(trace), name="slow", store=tmp_path, workers=1)
@@ -977,6 +979,7 @@ def python(path: Path, *arguments: str, code: int = 0) -> subprocess.CompletedPr
     return found
 
 
+@pytest.mark.slow
 def test_an_edited_script(client: Client, tmp_path: Path) -> None:
     """A named run is strict; without a name an edit makes a new run."""
     script = tmp_path / "script.py"

@@ -50,6 +50,7 @@ def side_by_side() -> list[Any]:
     return [str(f) if isinstance(f, Exception) else float(f) for f in found]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_waited_for(store: Path) -> None:
     short, late = hq.run(one_by_one, name="a", store=store)
     assert "took longer than 5 s and was ended" in late
@@ -106,6 +107,7 @@ def test_a_loop_goes_on_with_more_time(store: Path, monkeypatch: pytest.MonkeyPa
     assert found.value == hq.run(study, name="b", store=store)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_hangs_ends_with_its_loop(store: Path) -> None:
     @hq.quantum
     def endless(theta: Any) -> Any:

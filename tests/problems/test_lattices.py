@@ -81,7 +81,7 @@ def test_more_than_sixteen_heisenberg_sites_have_no_reference() -> None:
     assert lattice("ising", 100, boundary="ring", layers=1).reference == pytest.approx(-2 / np.sin(np.pi / 200))
 
 
-@pytest.mark.parametrize("sites", [4, 6, 8])
+@pytest.mark.parametrize("sites", [4, 6, pytest.param(8, marks=pytest.mark.slow)])
 def test_critical_ring_is_solved_exactly_from_the_start(sites: int) -> None:
     problem = lattice("ising", sites, boundary="ring")
     assert len(problem.start) == sites
