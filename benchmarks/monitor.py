@@ -1,11 +1,12 @@
 """What monitoring costs: the loop, the scheduler while a page loads, and its memory at 1,000 loops.
 
-`evaluations`: seconds of 10,000 evaluations of two qubits in a plain ``for`` loop at hand, with a cluster there, in
-turns with monitoring on and off; medians, and on over off. `event`: microseconds that handing a record to the monitor
-adds to the journal's append, and those that folding it takes of the monitor's own thread. `page` and `json`, of a
-scheduler that was told of 1,000 loops and 100,000 evaluations: milliseconds for the answer, the longest that the
-scheduler's event loop was blocked by it, and megabytes (10^6 bytes) that the scheduler keeps for it. A `browser` takes
-the page's document and follows it, as a process of its own: until all figures are there, and while a run goes on.
+`H2 study`: seconds of all of ``hq.run`` on a cluster of two workers that is there, in turns with monitoring on and off;
+medians, and of on over off. `evaluations`: the same of 10,000 evaluations of two qubits in a plain ``for`` loop at
+hand, with a cluster there. `event`: microseconds that handing a record to the monitor adds to the journal's append, and
+those that folding it takes of the monitor's own thread. `page` and `json`, of a scheduler that was told of 1,000 loops
+and 100,000 evaluations: milliseconds for the answer, the longest that the scheduler's event loop was blocked by it, and
+megabytes (10^6 bytes) that the scheduler keeps for it. A `browser` takes the page's document and follows it, as a
+process of its own: until all figures are there, and while a run goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import threading
 import time
 import urllib.request
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from hybridq.history import History
 from hybridq.journal import Journal, pack_array
 from hybridq.monitor.plugin import Monitor, pack
 from hybridq.monitor.store import TOPIC
+from workflows.h2_dissociation import BONDS, h2_dissociation
 
 LOOPS, ROWS, BATCH = 1000, 100, 50
 CIRCUIT = efficient_su2(2, reps=1)
@@ -62,27 +65,45 @@ def many(count: int) -> float:
 
 
 def run(compare: Any, evaluations: int, rounds: int) -> list[dict[str, Any]]:
-    return [*_evaluations(evaluations, rounds), *_event(), *_scheduler()]
+    return [*_study(2 * rounds + 1), *_evaluations(evaluations, rounds), *_event(), *_scheduler()]
 
 
 def _row(what: str, value: float, unit: str) -> dict[str, Any]:
     return {"what": what, "value": value, "unit": unit}
 
 
-def _evaluations(count: int, rounds: int) -> list[dict[str, Any]]:
+def _in_turns(what: str, rounds: int, workers: int, seconds: Callable[[Any, bool, int], float]) -> list[dict[str, Any]]:
+    """Medians of ``seconds(client, monitored, turn)`` with monitoring on and off, and of their ratios."""
     times: dict[bool, list[float]] = {True: [], False: []}
-    with site(1) as client:
+    with site(workers) as client:
+        seconds(client, True, -1)  # libraries are loaded
         for turn in range(rounds):
             for on in (True, False) if turn % 2 else (False, True):
-                with tempfile.TemporaryDirectory() as store:
-                    value = hq.run(many, count, name="benchmark", store=store, cluster=client, monitor=on, seed=turn)
-                    times[on].append(value)
-    on, off = statistics.median(times[True]), statistics.median(times[False])
+                times[on].append(seconds(client, on, turn))
     ratios = [a / b for a, b in zip(times[True], times[False], strict=True)]
     return [
-        _row("evaluations, monitoring on", on, "s"), _row("evaluations, monitoring off", off, "s"),
-        _row("evaluations, on / off", statistics.median(ratios), "1"),
-    ]  # fmt: skip
+        _row(f"{what}, monitoring on", statistics.median(times[True]), "s"),
+        _row(f"{what}, monitoring off", statistics.median(times[False]), "s"),
+        _row(f"{what}, on / off", statistics.median(ratios), "1"),
+    ]
+
+
+def _evaluations(count: int, rounds: int) -> list[dict[str, Any]]:
+    def seconds(client: Any, on: bool, turn: int) -> float:
+        with tempfile.TemporaryDirectory() as store:
+            return hq.run(many, count, name="benchmark", store=store, cluster=client, monitor=on, seed=turn)
+
+    return _in_turns("evaluations", rounds, 1, seconds)
+
+
+def _study(rounds: int) -> list[dict[str, Any]]:
+    def seconds(client: Any, on: bool, turn: int) -> float:
+        with tempfile.TemporaryDirectory() as store:
+            begun = time.perf_counter()
+            hq.run(h2_dissociation, BONDS, name="h2", store=store, cluster=client, monitor=on, seed=turn)
+            return time.perf_counter() - begun
+
+    return _in_turns("H2 study", rounds, 2, seconds)
 
 
 def _event() -> list[dict[str, Any]]:
