@@ -45,7 +45,8 @@ _ANSWER_SECONDS = 10
 _BEGAN = "hybridq-began"
 """Topic of the events by which workers say that a step with a timeout began."""
 Key: TypeAlias = tuple[str, str, int]
-"""Of a task: (prefix, "run/location", attempt); the prefix alone gives colour and row in the Dask dashboard."""
+"""Of a task: (group, "run/location", attempt); what is before the group's dash gives colour and row in the Dask
+dashboard."""
 _COMPARED = ("hybridq-scheduler", "qiskit", "qiskit-aer", "numpy", "scipy", "distributed", "cloudpickle")
 
 

@@ -45,7 +45,7 @@ from hybridq.location import Location
 from hybridq.policies import Batch, Device, Job, Part, parted
 from hybridq.program import Outcome, Program
 from hybridq.progress import Progress
-from hybridq.resources import KINDS, ROUND_TRIP, Need, worker_allowance
+from hybridq.resources import KINDS, ROUND_TRIP, Need, cores, worker_allowance
 from hybridq.scope import priority
 from hybridq.sites import Site
 from hybridq.steps import StepReply
@@ -69,7 +69,7 @@ _UNKNOWN_STEP = 1.0
 _PACKED_SECONDS = 0.2
 """Programs or steps that leave together are predicted to take no longer, in seconds, so that none waits long."""
 _SLICE = 1.0
-"""Seconds that a slice of a loop is taken to need: so long that it travels alone."""
+"""Seconds that a slice of a loop is taken to need."""
 _LEARNED = 8
 """So many evaluations of a template correct what is predicted; after them every eighth."""
 _AHEAD_SECONDS = 5.0
@@ -138,6 +138,11 @@ class _Ask:
         return None
 
     @property
+    def single(self) -> bool:
+        """Whether nothing travels with it: a time limit is that of a whole batch."""
+        return self.timeout is not None
+
+    @property
     def label(self) -> str:
         """Its name in the queue and on the cluster."""
         return str(self.location)
@@ -168,6 +173,11 @@ class ProgramAsk(_Ask):
     def evaluates(self) -> Program:
         """The program."""
         return self.program
+
+    @property
+    def single(self) -> bool:
+        """Whether nothing travels with it."""
+        return self.lone or self.timeout is not None
 
     @property
     def label(self) -> str:
@@ -205,6 +215,11 @@ class LoopAsk(_Ask):
     """Of the worker that has the loop's optimizer waiting."""
     with_points: bool = False
     """Whether the points go with it: where it goes they are not known."""
+
+    @property
+    def single(self) -> bool:
+        """Whether nothing travels with it."""
+        return True
 
     @property
     def evaluates(self) -> Program:
@@ -383,8 +398,6 @@ class Dispatcher:
         try:
             encode_template(ask.program.template)
             required = self.need(ask.program)
-            if ask.timeout is not None or ask.lone:  # a time limit is a batch's: such a program travels alone
-                required = replace(required, seconds=max(required.seconds, _PACKED_SECONDS))
             # what is asked again goes as it went, under a name of its own
             parts = self._parts(ask.program, required) if not (ask.tries or ask.part) else ()
             if len(parts) > 1:
@@ -414,7 +427,7 @@ class Dispatcher:
         several = [
             ProgramAsk(
                 name=ask.name, location=ask.location, timeout=ask.timeout, priority=ask.priority, attempt=ask.attempt,
-                program=_part_of(asked, part), finish=lambda found: found, part=part,
+                lone=ask.lone, program=_part_of(asked, part), finish=lambda found: found, part=part,
             )
             for part in parts
         ]  # fmt: skip
@@ -429,10 +442,7 @@ class Dispatcher:
         for one in several:
             one.future.add_done_callback(ended)
         for one in several:
-            try:
-                self._enqueue(one, self.need(one.program), asked.template.digest)
-            except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
-                _resolve(one.future, functools.partial(_raise, error))
+            self.submit(one)
 
     def advance(self, ask: LoopAsk, *, alone: bool) -> None:
         """Run a slice of a loop: at hand, in this thread, if nothing else could run beside it; else on the cluster."""
@@ -451,9 +461,7 @@ class Dispatcher:
         """Queue one step for the cluster; its future is resolved when it was recorded, or cannot be had."""
         known = self._step_seconds.get(ask.name)
         try:
-            # a time limit is a task's: such a step travels alone
-            seconds = known if known is not None and ask.timeout is None else _UNKNOWN_STEP
-            self._enqueue(ask, Need(ask.memory, seconds), ask.name)
+            self._enqueue(ask, Need(ask.memory, _UNKNOWN_STEP if known is None else known), ask.name)
         except BaseException as error:  # noqa: BLE001  # raised where the future is waited for
             _resolve(ask.future, lambda error=error: _raise(error))  # type: ignore[misc]
 
@@ -471,6 +479,7 @@ class Dispatcher:
                 number, required, self._run, str(parent or ""), ask.priority, template=template, kind=ask.kind,
                 pin=(asked.device or self._home(ask)) if asked else None,
                 backend=asked.backend if asked and self._hosted(asked) else "", sole=bool(ask.deaths),
+                single=ask.single,
             )  # fmt: skip
             refusal = self._ledger.submit(job, time.monotonic())
             if refusal is not None:
@@ -569,15 +578,16 @@ class Dispatcher:
     # -- at hand ---------------------------------------------------------------------------------------------------
 
     def _evaluate_here(self, ask: ProgramAsk, expected: int) -> Evaluated:
+        asked = _with_threads(ask.program, cores())
         while True:
             self._refuse_if_closed()
             started = time.time()
             outcome: Outcome | HybridqError
             try:
                 if ask.unchanged:
-                    outcome = self._checked(ask, expected)
+                    outcome = self._checked(ask, asked, expected)
                 else:
-                    (outcome,) = driver_engine().evaluate([ask.program], ask.timeout, expected=expected)
+                    (outcome,) = driver_engine().evaluate([asked], ask.timeout, expected=expected)
             except EngineFailed as error:
                 outcome = error
             if isinstance(outcome, Outcome):
@@ -588,13 +598,13 @@ class Dispatcher:
                 raise outcome
             self._note("retried", ask, outcome)
 
-    def _checked(self, ask: ProgramAsk, expected: int) -> Outcome | HybridqError:
-        """Evaluate a program of which it is still to be seen, meanwhile, whether it is what was asked for."""
+    def _checked(self, ask: ProgramAsk, asked: Program, expected: int) -> Outcome | HybridqError:
+        """Evaluate ``asked``, of which it is still to be seen, meanwhile, whether it is what was asked for."""
         check, ask.unchanged = ask.unchanged, None
         assert check is not None
         found: list[bool] = []
         try:
-            outcome = driver_engine().evaluate([ask.program], ask.timeout, lambda: found.append(check()), expected)[0]
+            outcome = driver_engine().evaluate([asked], ask.timeout, lambda: found.append(check()), expected)[0]
         except HybridqError:
             if not check():
                 raise Changed from None
@@ -975,6 +985,10 @@ class Dispatcher:
                     limit = _together([a.timeout for a in asks])
                     programs = [_with_threads(a.program, batch.threads) for a in asks]
                     outcomes = list(engine.evaluate(programs, limit, expected=batch.bytes))
+            except TooLarge as error:
+                self._ended(batch, [error] * len(asks))
+                self._outgrew(asks, error)
+                return
             except BaseException as error:  # noqa: BLE001  # raised where the futures are waited for
                 outcomes = [error] * len(asks)
             speed = self._ended(batch, outcomes)
@@ -986,6 +1000,17 @@ class Dispatcher:
             self._pump()
 
         beside.submit(work)
+
+    def _outgrew(self, asks: Sequence[_Ask], error: TooLarge) -> None:
+        """The engine process of these was ended for its memory: which of them it was is found by asking one by one."""
+        for ask in asks:
+            if isinstance(ask, ProgramAsk) and len(asks) > 1:
+                ask.attempt, ask.lone = ask.attempt + 1, True
+                self._note("retried", ask, error)
+                self._again(ask)
+            else:
+                self._failed(ask, error)
+        self._pump()
 
     def _group(self, asks: Sequence[_Ask]) -> str:
         """The first part of a task's key, as in ``quantum:energy-@curve/h2/point[3]/minimize[0]``.
@@ -1016,10 +1041,8 @@ class Dispatcher:
                 packed, where = answer
                 outcomes = _outcomes(packed, len(asks), where)
             speed = self._ended(batch, outcomes)
-            if isinstance(error, TooLarge) and len(asks) > 1:  # one of them outgrew its memory
-                for ask in asks:
-                    ask.attempt, ask.lone = ask.attempt + 1, True
-                    self._again(ask)
+            if isinstance(error, TooLarge):
+                self._outgrew(asks, error)
                 return
             for ask, outcome in zip(asks, outcomes, strict=True):
                 self._answer_program(ask, outcome, started, where, speed)

@@ -128,11 +128,11 @@ def convergence(ax: Axes, history: RunHistory, found: Sequence[Family] | None = 
             ax.axhline(loop.reference.value, color=colour, linestyle=(0, (4, 3)), linewidth=0.9)
     ax.set(xlabel="evaluations of the objective", ylabel=f"best value so far{_unit(history)}")
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    handles = [_line(ax, GREY, "-", "best so far")]
+    handles = [_line(GREY, "-", "best so far")]
     if any(p.best_stderr for loop in loops for p in loop.curve):
         handles.append(_patch("± 1 standard error"))
     if any(loop.reference is not None for loop in loops):
-        handles.append(_line(ax, GREY, (0, (4, 3)), "reference"))
+        handles.append(_line(GREY, (0, (4, 3)), "reference"))
     _legend(ax, loops, handles)
 
 
@@ -163,7 +163,7 @@ def error(ax: Axes, history: RunHistory, found: Sequence[Family] | None = None) 
         handles.append(_patch("± 1 standard error"))
     if history.unit == "hartree":
         ax.axhline(CHEMICAL_ACCURACY, color="black", linestyle=":", linewidth=1.2)
-        handles.append(_line(ax, "black", ":", "chemical accuracy, 1.6 mhartree"))
+        handles.append(_line("black", ":", "chemical accuracy, 1.6 mhartree"))
     ax.set_yscale("log")
     if any(p.best_stderr for loop in loops for p in loop.curve):
         ax.set_ylim(bottom=lowest / 3)  # a band that reaches zero has no end on this scale
@@ -258,7 +258,7 @@ def timeline(ax: Axes, history: RunHistory) -> None:
     ax.set_xlabel("time since the run began (s)" + (", time between drivers left out" if breaks else ""))
     handles = [_patch("quantum evaluations", QUANTUM, 1.0), _patch("classical steps", CLASSICAL, 1.0)]
     if breaks:
-        handles.append(_line(ax, "black", ":", "taken up again"))
+        handles.append(_line("black", ":", "taken up again"))
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)
 
 
@@ -363,7 +363,7 @@ def _legend(ax: Axes, loops: Sequence[LoopHistory], handles: list[Any]) -> None:
         ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2)
 
 
-def _line(ax: Axes, colour: str, style: Any, label: str) -> Any:
+def _line(colour: str, style: Any, label: str) -> Any:
     return mpl.lines.Line2D([], [], color=colour, linestyle=style, linewidth=1.1, label=label)
 
 

@@ -133,7 +133,9 @@ def _lives(owner: Owner) -> bool:
     import psutil
 
     try:
-        return bool(psutil.Process(owner.pid).create_time() <= owner.since + _CLOCK_SLACK)
+        process = psutil.Process(owner.pid)
+        ended = process.status() == psutil.STATUS_ZOMBIE  # and nobody has asked how
+        return not ended and bool(process.create_time() <= owner.since + _CLOCK_SLACK)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:

@@ -175,19 +175,15 @@ def _lines(folded: _Folded, traced: Sequence[Origin], places: Collection[str]) -
 
 
 def _box(place: str, calls: _Calls) -> Box:
-    words = []
+    title, words = calls.name, []
     if calls.kind == "loop":
-        title = calls.name
         words.append(", ".join(calls.methods))
         words.append(f"{calls.rows:,} evaluations, {_time(calls.seconds)}")
         if calls.inside:
             words.append("in it " + ", ".join(f"{name} × {count:,}" for name, count in calls.inside.items()))
         if calls.unfinished:
             words.append(f"{calls.unfinished:,} not finished")
-    elif calls.kind == "failed":
-        title = calls.name
-    else:
-        title = calls.name
+    elif calls.kind != "failed":
         words.append(
             f"{'classical step' if calls.kind == 'classical' else 'quantum evaluation'}, {_time(calls.seconds)}"
         )

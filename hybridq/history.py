@@ -233,6 +233,8 @@ class RunHistory:
     sessions: tuple[Session, ...]
     loops: tuple[LoopHistory, ...]
     calls: tuple[Calls, ...]
+    failures: int
+    """Calls that raised; ``faults`` are the last of them where the history is bounded."""
     faults: tuple[Fault, ...]
     spans: tuple[Span, ...]
     untimed: int
@@ -276,6 +278,7 @@ class History:
         self._changed: dict[int, None] = {}
         self._calls: dict[tuple[str, str], list[float]] = {}
         self._faults: list[Fault] = []
+        self._failures = 0
         self._attempts: Counter[str] = Counter()
         self._survived: set[str] = set()
         self._repaired: set[str] = set()
@@ -310,7 +313,7 @@ class History:
             case records.Circuit():
                 self._programs.circuit(record)
             case records.Code():
-                self._parameters[record.code] = _parameters(record.text)
+                self._parameters[record.code] = _parameters(self._document(record.text))
             case records.Failure():
                 self._failure(number, record)
             case records.Survived():
@@ -350,6 +353,7 @@ class History:
             calls=tuple(
                 Calls(group, kind, int(done), seconds) for (group, kind), (done, seconds) in self._calls.items()
             ),
+            failures=self._failures,
             faults=tuple(
                 replace(f, survived=f.at in self._survived, repaired=f.at in self._repaired) for f in self._faults
             ),
@@ -443,6 +447,7 @@ class History:
     def _failure(self, number: int, record: records.Failure) -> None:
         self._tried(record.at, record.attempt)
         self._attempts[record.at] += 1
+        self._failures += 1
         self._faults.append(Fault(
             number, record.at, record.type, record.message, record.where, record.attempt, record.started,
             record.seconds, survived=False, repaired=False,
@@ -596,7 +601,7 @@ class _Spans:
     def add(self, where: str, kind: str, group: str, began: float, seconds: float) -> None:
         key = (where, kind, group)
         last = self._open.get(key)
-        if self._gap and last is not None and 0.0 <= began - last[1] <= self._gap:
+        if self._gap and last is not None and last[0] <= began <= last[1] + self._gap:
             last[1] = max(last[1], began + seconds)
             last[2] += seconds
             last[3] += 1
@@ -609,8 +614,7 @@ class _Spans:
     def _merge(self) -> None:
         assert self._most is not None
         whole = max(s[1] for s in self._spans) - min(s[0] for s in self._spans)
-        while len(self._spans) > self._most // 2 and self._gap < whole:
-            self._gap = max(2 * self._gap, whole / self._most, 1e-3)
+        while True:
             merged: list[list[Any]] = []
             self._open = {}
             for span in sorted(self._spans, key=lambda s: float(s[0])):
@@ -623,6 +627,9 @@ class _Spans:
                     merged.append(span)
                     self._open[span[4]] = span
             self._spans = merged
+            if len(merged) <= self._most // 2 or self._gap >= whole:
+                return
+            self._gap = max(2 * self._gap, whole / self._most, 1e-3)
 
     def all(self) -> tuple[Span, ...]:
         return tuple(

@@ -56,7 +56,8 @@ _LINES_A_BATCH = 8
 _TELLING = 0.005
 """Seconds from which a prediction says something about the device: what is added to shorter batches is not its work."""
 _LIKELY = 8
-"""So many batches of a device, at least, correct its speed; the last `_KEPT` of them, and of each template."""
+"""So many batches of a device, at least, correct its speed; the last `_KEPT` of them, and twice that of each
+template."""
 _KEPT = 25
 _TEMPLATES = 1024
 _MOVED = math.log(1.15)
@@ -185,7 +186,8 @@ class _Sent:
     work: float = 0.0
     """Predicted seconds at speed 1."""
     template: str | None = None
-    """Of all its jobs; None where they differ."""
+    """Of all its jobs, with what is predicted for the first, to 15 %: as the prediction is learned, ratios to it would
+    change for everyone, but not at once. None where templates differ."""
 
 
 @dataclass(eq=False, slots=True)
@@ -422,6 +424,8 @@ class _Speeds:
         if len(own) < _LIKELY:
             return None
         left = [one - self._usual[known][1] for known, one in own if known in self._usual]
+        if len(left) < _LIKELY:
+            return None
         slow = statistics.median(left)
         self._drop(name)
         self._slow[name] = slow
@@ -641,7 +645,12 @@ class Ledger:
         sent = station.take(batch.jobs[0], now)
         for job in batch.jobs:
             del self._running[job]
-        if seconds is not None and sent.template is not None and min(seconds, sent.work) >= _TELLING:
+        if (
+            seconds is not None
+            and sent.template is not None
+            and not sent.sole  # with all threads it tells how many there are
+            and min(seconds, sent.work) >= _TELLING
+        ):
             factor = self._speeds.observe(batch.device, sent.template, sent.work, seconds)
             if factor is not None:
                 self._correct(station, station.declared * math.exp(factor))
@@ -809,7 +818,7 @@ class Ledger:
         limit = min(self._batch_seconds, max(device.latency, part))
         if job.rank > 0:  # others wait for its end, which is known only with that of the batch
             limit = min(limit, _WORTH_THE_TRIP * device.latency)
-        if seconds <= limit and not (job.alone or _whole(job)) and self._batch_jobs > 1:
+        if seconds <= limit and not (job.alone or job.single or _whole(job)) and self._batch_jobs > 1:
             if station.keeps is not None:
                 limit = min(limit, station.until - now - device.latency)
             for follower in self._followers(waiting, station):
@@ -827,7 +836,9 @@ class Ledger:
             company = "the only one waiting" if count == 1 else f"1 of {count} waiting"
         ids = tuple(w.job.id for w in jobs)
         threads, work = job.need.threads or device.threads, seconds * device.speed
-        template = job.template if all(w.job.template == job.template for w in jobs) else None
+        template = None
+        if all(w.job.template == job.template for w in jobs):
+            template = f"{job.template} {round(math.log(max(job.need.seconds, 1e-9), 1.15))}"
         batch = Batch(device.name, ids, f"{why}; {company}", most, threads, seconds)
         for identity in ids:
             self._running[identity] = device.name
@@ -1024,7 +1035,7 @@ class Ledger:
         run = job.run if self.policy.shares else ""
         key = (
             job.priority, run, job.kind, job.backend, need.qubits, need.threads, need.bytes.bit_length(), octave,
-            job.alone, job.sole, job.pin,
+            job.alone, job.sole, job.single, job.pin,
         )  # fmt: skip
         line = self._lines.get(key)
         if line is None:
@@ -1168,7 +1179,7 @@ class Ledger:
             reasons.append(f"{job.pin}: not a device of this site")
         numbers = (
             f"the job {job.id!r} needs {format_bytes(need.bytes)} ({need.bytes:,} bytes), {need.qubits} qubits and "
-            f"{need.threads} threads"
+            f"{need.threads or 'all'} threads"
         )
         able = [device for device in about if accepts(device, job)]
         error: PlacementError
@@ -1203,5 +1214,5 @@ def _alike(sample: Job, job: Job) -> bool:
         and sample.backend == job.backend
         and sample.need.threads == job.need.threads
         and sample.pin == job.pin
-        and not (sample.alone or _whole(sample))
+        and not (sample.alone or sample.single or _whole(sample))
     )

@@ -1,4 +1,4 @@
-"""How often the methods of ``scipy.optimize.minimize`` evaluate an objective, told from their options; pure."""
+"""How often the methods of ``scipy.optimize.minimize`` evaluate an objective, and how long that takes yet; pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Pace", "pace"]
+__all__ = ["Pace", "pace", "remaining"]
 
 
 _DEFAULT = ", scipy's default"
@@ -101,3 +101,22 @@ def _limit(value: Any) -> int | None:
 
 def _said(option: str, value: int, given: bool) -> str:
     return f"{option}={value:,}" + ("" if given else _DEFAULT)
+
+
+def remaining(ended: int, ended_rows: int, running: list[tuple[int, int | None]], rate: float
+              ) -> tuple[float, bool] | None:  # fmt: skip
+    """Seconds that loops still take, and whether that is a bound rather than an estimate.
+
+    ``ended_rows`` are evaluations of the ``ended`` loops together, ``running`` evaluations and limit of each other one,
+    ``rate`` evaluations a second. Loops of one place take about as long as each other: if enough have ended, that tells
+    about how long the others do; else the limits set a bound, if every loop has one. Otherwise nothing can be told.
+    """
+    if not running or rate <= 0:
+        return None
+    if 2 * ended >= len(running):
+        mean = ended_rows / ended
+        return sum(max(0.0, mean - rows) for rows, _ in running) / rate, False
+    limits = [limit for _, limit in running if limit is not None]
+    if len(limits) < len(running):
+        return None
+    return sum(max(0, limit - rows) for (rows, _), limit in zip(running, limits, strict=True)) / rate, True

@@ -75,6 +75,8 @@ class Job:
     """Whether it has its device to itself: with nothing beside it, and nothing sent ahead. So has one that needs all
     threads."""
     kind: str = "quantum"
+    single: bool = False
+    """Whether no other job travels in its batch: it has a time limit, which is a batch's, or is a slice of a loop."""
     rank: float = 0.0
     """Predicted seconds of the longest chain of jobs that wait for this one to end; 0 if not known. If it is known, the
     batch that the job leads is no longer than ten trips: its end would be known only with that of the batch."""
@@ -211,7 +213,7 @@ def parted(rows: int, columns: int, seconds: float, slots: int, least: float) ->
     takes at least about ``least`` of the program's ``seconds``. Fewer rows than parts are divided by columns.
     """
     count = max(1, min(slots, rows * columns, int(seconds / least)))
-    if count <= rows:
+    if count <= max(1, rows):
         return tuple(Part(bounds, (0, columns)) for bounds in _even(rows, count))
     return tuple(
         Part((row, row + 1), bounds)

@@ -14,7 +14,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-__all__ = ["Display", "Group", "LoopProgress", "Progress", "remaining"]
+from hybridq.pace import remaining
+
+__all__ = ["Display", "Group", "LoopProgress", "Progress"]
 
 _LOG_SECONDS = 30.0
 _REFRESH_SECONDS = 0.2
@@ -58,25 +60,6 @@ class Group:
         return f"{self.name}: {', '.join(words)}"
 
 
-def remaining(ended: int, ended_rows: int, running: list[tuple[int, int | None]], rate: float
-              ) -> tuple[float, bool] | None:  # fmt: skip
-    """Seconds that loops still take, and whether that is a bound rather than an estimate.
-
-    ``ended_rows`` are evaluations of the ``ended`` loops together, ``running`` evaluations and limit of each other one,
-    ``rate`` evaluations a second. Loops of one place take about as long as each other: if enough have ended, that tells
-    about how long the others do; else the limits set a bound, if every loop has one. Otherwise nothing can be told.
-    """
-    if not running or rate <= 0:
-        return None
-    if 2 * ended >= len(running):
-        mean = ended_rows / ended
-        return sum(max(0.0, mean - rows) for rows, _ in running) / rate, False
-    limits = [limit for _, limit in running if limit is not None]
-    if len(limits) < len(running):
-        return None
-    return sum(max(0, limit - rows) for (rows, _), limit in zip(running, limits, strict=True)) / rate, True
-
-
 class LoopProgress:
     """One loop, told of its evaluations by the one thread that runs it; an evaluation costs under a microsecond."""
 
@@ -111,7 +94,12 @@ class _Group:
     """The loops, or steps, of one place: those that run one by one, those that ended in sums."""
 
     name: str
+    first: float
+    """When its first one began, by a clock that is never set."""
     since: float
+    """When the first of those began that run now, or ran last."""
+    worked: float = 0.0
+    """Seconds in which any of them ran, before that."""
     unit: str = ""
     started: int = 0
     ended: int = 0
@@ -137,7 +125,8 @@ class _Group:
     def now(self, now: float) -> Group:
         running = list(self.loops)
         rows = self.rows + sum(loop.rows for loop in running)
-        rate = (self.live + sum(loop.live for loop in running)) / max(now - self.since, 1e-9)
+        worked = self.worked + (now - self.since if self.ended < self.started else 0.0)
+        rate = (self.live + sum(loop.live for loop in running)) / max(worked, 1e-9)
         error = self.error
         for loop in running:
             error = _largest(error, loop)
@@ -287,15 +276,21 @@ class Progress:
             self._display.close()
 
     def _group(self, name: str) -> _Group:
-        return self._groups.setdefault(name, _Group(name, time.monotonic()))
+        now = time.monotonic()
+        group = self._groups.setdefault(name, _Group(name, now, now))
+        if group.ended == group.started:
+            group.since = now
+        return group
 
     def _end(self, group: _Group) -> None:
         group.ended += 1
         whole = group.ended == group.started
         now = time.monotonic()
+        if whole:
+            group.worked += now - group.since
         if whole or now >= self._next:
             self._show(force=whole)
-        if whole and now - group.since > 1.0:
+        if whole and now - group.first > 1.0:
             self._log_end(group, now, _LOG_SECONDS)
 
     def _log_end(self, group: _Group, now: float, pause: float) -> None:

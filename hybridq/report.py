@@ -78,7 +78,7 @@ def report(run: RecordedRun, out: Path, formats: Sequence[str] = ("svg", "png"),
     history = run.history
     families = figures.families(history, label)
     pictures = list(_pictures(history, families))
-    files = {"report.html": _page(history, run, families, pictures).encode()}
+    files = {"report.html": _page(history, run, families, pictures).encode("utf-8", "backslashreplace")}
     for picture in pictures:
         for form in formats:
             files[f"{picture.name}.{form}"] = figures.rendered(picture.figure, form)
@@ -173,13 +173,14 @@ def _shown(picture: _Picture) -> str:
 def _facts(history: RunHistory, run: RecordedRun) -> str:
     began = min((session.began for session in history.sessions), default=None)
     seconds = sum(session.seconds or 0.0 for session in history.sessions)
+    known = "at least " if any(session.seconds is None for session in history.sessions) else ""
     done = sum(loop.state == "finished" for loop in history.loops)
     errors = [abs(loop.error) for loop in history.loops if loop.error is not None]
     rows = [
         ("state", run.left or "running"),
         ("error", history.error or ""),
         ("began", "" if began is None else _when(began)),
-        ("took", f"{_time(seconds)} in {len(history.sessions)} session{'s'[: len(history.sessions) != 1]}"),
+        ("took", f"{known}{_time(seconds)} in {len(history.sessions)} session{'s'[: len(history.sessions) != 1]}"),
         ("seed", str(history.seed)),
         ("loops", f"{done:,} of {len(history.loops):,} finished" if history.loops else ""),
         ("evaluations", f"{history.evaluations:,}" + (f" with {history.shots:,} shots" if history.shots else "")),

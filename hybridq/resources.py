@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-__all__ = ["KINDS", "ROUND_TRIP", "Need", "format_bytes", "idle_bytes", "parse_bytes", "worker_allowance"]
+__all__ = ["KINDS", "ROUND_TRIP", "Need", "cores", "format_bytes", "idle_bytes", "parse_bytes", "worker_allowance"]
 
 _UNITS = {
     "": 1, "b": 1,
@@ -68,6 +69,11 @@ def parse_bytes(text: str | int) -> int:
     if unit not in _UNITS or not 0 <= amount < 2**60:
         raise ValueError(f"{text!r} is not an amount of memory; write it like '1 GiB' or '500 MB'")
     return int(amount * _UNITS[unit])
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def format_bytes(amount: int) -> str:

@@ -1150,12 +1150,14 @@ class _Objective:
             where = answered[0].where
             found = answered[0].outcome.gradients
             gradient = None if found is None else pack_array(found[0, 0])
+        seconds = time.perf_counter() - begun
+        if asked is not None:  # without what it waited for
+            started, seconds = answered[0].started, answered[0].outcome.seconds
         value = scalar(estimate, at, point)
         measured = isinstance(estimate, Estimate)
         row = records.Row(
             self._line, i, pack_array(point), value, gradient, float(estimate.stderr) if measured else 0.0,
-            estimate.shots if measured else None, time.perf_counter() - begun, where, self._named(asked),
-            started,
+            estimate.shots if measured else None, seconds, where, self._named(asked), started,
         )  # fmt: skip
         run._journal.append(row)
         self._spent += row.seconds

@@ -625,6 +625,7 @@ def _calls(found: Recorded, entries: Sequence[tuple[int, records.Record]]) -> It
                 if row.where:  # else its evaluations have records of their own
                     at = f"{record.at}/{record.function}[{row.i}]"
                     need = _circuit_need(found, template, row.seconds)
+                    began = began if row.started is None else row.started
                     yield _Call(at, line, began, began + row.seconds, need, "quantum", template)
                     began += row.seconds
 
@@ -634,9 +635,8 @@ def _circuit_need(found: Recorded, program: str, seconds: float) -> Need:
     if circuit is None:
         return Need(0, seconds)
     projected = circuit.need or {}
-    return Need(
-        int(projected.get("bytes") or 0), seconds, qubits=circuit.qubits, shots=int(projected.get("shots") or 0)
-    )
+    amount, shots = int(projected.get("bytes") or 0), int(projected.get("shots") or 0)
+    return Need(amount, seconds, circuit.plan["v"].get("threads", 1), circuit.qubits, shots)
 
 
 def _owned(scope: _Scope) -> Iterable[_Call]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from hybridq.following import RecordedRun
 from hybridq.history import LoopHistory, RunHistory
-from hybridq.progress import Display, Group, remaining
+from hybridq.pace import remaining
+from hybridq.progress import Display, Group
 
 __all__ = ["groups", "watch"]
 
@@ -44,7 +45,7 @@ def watch(directory: Path, *, once: bool = False, as_json: bool = False) -> str 
         while True:
             now = time.monotonic()
             found = groups(history, pace.rates(history))
-            if fresh and as_json:
+            if as_json and (fresh or run.left is not None):
                 _print(json.dumps(_document(run, history, found)))
             display.refresh(found)
             if not display.live and now - logged > _LOG_SECONDS:
@@ -126,7 +127,7 @@ def _document(run: RecordedRun, history: RunHistory, found: dict[str, Group]) ->
     return {
         "name": history.name, "workflow": history.workflow, "status": history.status, "left": run.left,
         "evaluations": history.evaluations, "steps": history.steps, "shots": history.shots,
-        "retries": history.retries, "failures": len(history.faults), "sessions": len(history.sessions),
+        "retries": history.retries, "failures": history.failures, "sessions": len(history.sessions),
         "groups": [
             {**asdict(group), "best": None if group.best == math.inf else group.best,
              "left": None if group.left is None else {"seconds": group.left[0], "at_most": group.left[1]}}
@@ -137,7 +138,7 @@ def _document(run: RecordedRun, history: RunHistory, found: dict[str, Group]) ->
 
 def _text(run: RecordedRun, history: RunHistory, found: dict[str, Group]) -> str:
     lines = [f"{history.name}: {run.left or 'running'}; {history.evaluations} evaluations, {history.steps} steps, "
-             f"{history.retries} retries, {len(history.faults)} failures"]  # fmt: skip
+             f"{history.retries} retries, {history.failures} failures"]  # fmt: skip
     return "\n".join([*lines, *(f"  {group}" for group in found.values())])
 
 

@@ -464,6 +464,8 @@ def signalled(forks: Forks, seed: int) -> Case:
     rng = random.Random(seed)
     said = f"{', '.join(s.name for s in sent)} in the middle of a circuit on the {where}"
     case, store = Case(said + (", of hybridq run" if command else "")), forks.fresh()
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup: the run would inherit that, and respect it
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     script = [STUDIES / "circuits.py", where, store, *(("14", "60") if where == "driver" else ("22", "60"))]
     run = Marked(*(["-c", COMMAND, "run", script[0], "--", *script[1:]] if command else script))
 

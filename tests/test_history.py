@@ -243,6 +243,26 @@ def test_a_bounded_time_line_keeps_every_second_of_work() -> None:
         assert max(s.began + s.seconds for s in its) == pytest.approx(max(s.began + s.seconds for s in mine))
 
 
+@pytest.mark.parametrize("most", [2, 50])
+def test_a_bounded_time_line_of_calls_that_overlap_is_bounded(most: int) -> None:
+    """Batches of twenty that begin together, as they are recorded."""
+    entries: list[Record] = [HEADER, OPENED, loop("s/minimize[0]")]
+    entries += [row(3, i, 1.0, started=100.0 + i // 20, seconds=0.5, where=f"w{i % 2}") for i in range(4000)]
+    history = History(spans=most)
+    for number, entry in enumerate(entries, 1):
+        history.take(number, entry)
+        assert len(history._spans._spans) <= max(most, 2)
+    found = history.run().spans
+    assert sum(s.calls for s in found) == 4000
+    assert sum(s.busy for s in found) == pytest.approx(2000.0)
+
+
+def test_failures_are_counted_beyond_those_that_are_kept() -> None:
+    failures = [Failure(f"s/step[{i}]", "builtins:ValueError", "no", None, "", 1.0, 0.1, "w0", 0) for i in range(30)]
+    found = folded(HEADER, OPENED, *failures, faults=10)
+    assert (found.failures, len(found.faults)) == (30, 10)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 9, 10, 11, 1000])
 def test_a_bounded_curve_keeps_its_ends_and_true_points(count: int) -> None:
     values = np.random.default_rng(4).normal(size=count).tolist()

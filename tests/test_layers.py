@@ -61,8 +61,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulation",),
     ("why",),
     ("ledger", "recorded", "audit", "comparison", "history"),
-    ("policies", "journal", "differences", "pace", "monitor.store"),
-    ("monitor",),
+    ("policies", "journal", "differences", "monitor.store"),
+    ("pace", "monitor"),
     # nouns
     ("problems", "problems.fermions", "problems.lattices", "problems.molecules", "problems.problem", SIBLINGS),
     ("program",),

@@ -828,6 +828,33 @@ def test_speeds_are_corrected_by_what_batches_took() -> None:
     assert (made.speed("d"), made.speed("nowhere")) == (1.0, 1.0)
 
 
+def test_predictions_that_are_learned_say_nothing_of_speeds() -> None:
+    """The first batches, all on one device, were predicted five times too short; then another one joins."""
+    made = ledger(replace(WORKER, name="a"))
+    for turn in range(60):
+        made.submit(job(f"old{turn}", 0.2, pin="a", template="t"), float(turn))
+        (batch,) = made.decide(float(turn))
+        made.done(batch, turn + 0.5, 1.0)
+    made.join(replace(WORKER, name="b"))
+    for turn in range(60, 100):
+        for name in "ab":
+            made.submit(job(f"{name}{turn}", 1.0, pin=name, template="t"), float(turn))
+            (batch,) = made.decide(float(turn))
+            made.done(batch, turn + 0.5, 1.0)
+        assert made.speed("a") == made.speed("b") == 1.0
+
+
+def test_a_single_one_travels_alone_however_fast_the_device() -> None:
+    for speed in (1.0, 100.0):
+        made = ledger(replace(WORKER, speed=speed), batch_seconds=0.2)
+        for number in range(6):
+            made.submit(job(number, 0.01, 1, single=number in (0, 3)), 0.0)
+        batches = [jobs for _, jobs in sent(drain(made))]
+        assert (0,) in batches
+        assert (3,) in batches
+        assert max(map(len, batches)) > 1
+
+
 def test_what_runs_on_one_device_alone_says_nothing_of_its_speed() -> None:
     made = ledger(replace(WORKER, name="a"), replace(WORKER, name="b"))
     for turn in range(40):
@@ -863,6 +890,7 @@ def test_parts_by_hand() -> None:
     assert parted(10, 6, 9.0, 2, 0.12) == (((0, 5), (0, 6)), ((5, 10), (0, 6)))
     assert parted(2, 6, 9.0, 3, 0.12) == (((0, 1), (0, 6)), ((1, 2), (0, 3)), ((1, 2), (3, 6)))
     assert parted(1, 1, 9.0, 8, 0.12) == (((0, 1), (0, 1)),)
+    assert parted(0, 6, 9.0, 8, 0.12) == (((0, 0), (0, 6)),)
 
 
 def test_slots_that_are_free_for_the_parts_of_one() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import scipy.optimize
 
-from hybridq.pace import pace
+from hybridq.pace import pace, remaining
 
 PACES: dict[str, tuple[tuple[str, int], dict[str, Any], tuple[Any, int | None, bool]]] = {
     "COBYLA": (("COBYLA", 4), {"options": {"maxiter": 60}}, ((1, 1), 60, False)),
@@ -54,3 +54,11 @@ def test_only_limits_that_were_given_and_are_kept_are_bounds() -> None:
     assert pace("COBYLA", 2, gradient=False).bound is None  # scipy's default
     assert pace("L-BFGS-B", 2, gradient=True, options={"maxiter": 40}).bound is None  # line searches may take more
     assert pace("Powell", 2, gradient=False, options={"maxfev": 50}).bound == 50
+
+
+def test_remaining_is_told_of_nothing_when_nothing_runs() -> None:
+    assert remaining(3, 300, [], 10.0) is None
+    assert remaining(1, 100, [(50, None)], 0.0) is None
+    assert remaining(1, 100, [(50, None)], 10.0) == (5.0, False)
+    assert remaining(1, 100, [(150, None)], 10.0) == (0.0, False)
+    assert remaining(0, 0, [(50, 60), (10, 20)], 10.0) == (2.0, True)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TextIO
 import pytest
 
 from hybridq import progress as progresses
-from hybridq.progress import Progress, remaining
+from hybridq.progress import Progress
 
 
 class Clock:
@@ -133,6 +133,20 @@ def test_a_group_that_ends_again_and_again_is_seldom_told_of(clock: Clock) -> No
     progress.close()
     assert stream.getvalue().splitlines()[-1] == "hybridq: problem: 400/400 done"
     assert len(stream.getvalue().splitlines()) == 3
+
+
+def test_time_without_loops_is_no_time_of_theirs(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream)
+    for _ in range(2):
+        loop = progress.loop("minimize")
+        for _ in range(100):
+            clock.now += 0.1
+            loop.evaluated(-1.0)
+        loop.ended()
+        clock.now += 1000.0
+    progress.close()
+    assert stream.getvalue().splitlines()[-1].startswith("hybridq: minimize: 2/2 done, 200 evaluations (10/s)")
 
 
 def test_the_best_value_is_the_lowest_and_nan_is_none(clock: Clock) -> None:
@@ -277,14 +291,6 @@ def test_recorded_evaluations_are_no_speed(clock: Clock) -> None:
     clock.now += 2.0
     loop.ended()
     assert stream.getvalue() == "hybridq: g: 1/1 done, 1004 evaluations (2/s), best 1.00000000\n"
-
-
-def test_remaining_is_told_of_nothing_when_nothing_runs() -> None:
-    assert remaining(3, 300, [], 10.0) is None
-    assert remaining(1, 100, [(50, None)], 0.0) is None
-    assert remaining(1, 100, [(50, None)], 10.0) == (5.0, False)
-    assert remaining(1, 100, [(150, None)], 10.0) == (0.0, False)
-    assert remaining(0, 0, [(50, 60), (10, 20)], 10.0) == (2.0, True)
 
 
 def test_a_line_fits_the_terminal(clock: Clock, terminal: Terminal) -> None:

@@ -1,9 +1,9 @@
 """The Aer engine: programs in, outcomes out, the same bits for a row wherever and with whatever it is evaluated.
 
 Each row of parameters is one execution of its own, on one thread unless it is planned to take more, so nothing else in
-a batch can touch its bits. A
-circuit is assembled once and only re-bound afterwards, through the inner interface that Aer's own ``run`` uses; where
-an installed Aer does not have that interface, ``run`` itself does the work, with the same bits.
+a batch can touch its bits. A circuit is assembled once and only re-bound afterwards, through the inner interface that
+Aer's own ``run`` uses; where an installed Aer does not have that interface, ``run`` itself does the work, with the same
+bits.
 """
 
 from __future__ import annotations

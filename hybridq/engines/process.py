@@ -29,7 +29,7 @@ from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.engines.wire import Batch
 from hybridq.errors import EngineFailed, HybridqError, TimedOut, TooLarge, WorkflowError
 from hybridq.program import Outcome, Program
-from hybridq.resources import format_bytes
+from hybridq.resources import cores, format_bytes
 
 __all__ = ["EngineProcess"]
 
@@ -56,7 +56,7 @@ class EngineProcess:
     def __init__(self, max_bytes: int, *, name: str = "engine", eager: bool = False) -> None:
         self.max_bytes = max_bytes
         self.name = name
-        self._eager = eager and _cores() > 1
+        self._eager = eager and cores() > 1
         self._lock = threading.Lock()
         self._child: _Child | None = None
 
@@ -84,7 +84,7 @@ class EngineProcess:
         return {} if child is None else dict(child.versions)
 
     def start(self) -> None:
-        """Start the process, if it is not running, without waiting until it is ready (about a second)."""
+        """Start the process, unless there is one, without waiting until it is ready (about a second)."""
         with self._lock:
             self._running()
 
@@ -95,7 +95,8 @@ class EngineProcess:
         ``meanwhile`` is called once, while the process is at it.
         ``timeout`` is in seconds, from when the batch is sent. Raises `TimedOut` after it and `EngineFailed` if the
         process dies or cannot start; in these cases, and when the wait is interrupted, the process is killed, and the
-        next call starts another. So it is, with `TooLarge`, where the process grows far beyond the ``expected`` bytes.
+        next call starts another. So it is, with `TooLarge`, where the process grows far beyond the ``expected`` bytes;
+        but one that had served before, and may hold what others left, is replaced first, once.
         """
         with self._lock:
             while True:
@@ -108,7 +109,7 @@ class EngineProcess:
                     self._child = None
                     child.kill()
                     child.close()
-                    if fresh or not isinstance(error, _Ended):
+                    if fresh or child.unwanted or not isinstance(error, (_Ended, TooLarge)):
                         raise
 
     def evaluate(self, programs: Sequence[Program], timeout: float | None = None,
@@ -155,6 +156,7 @@ class EngineProcess:
         child = self._child
         if child is None:
             return
+        child.unwanted = True
         child.kill()
         if self._lock.acquire(blocking=False):  # else the thread that waits for a reply cleans up after itself
             try:
@@ -196,21 +198,18 @@ class _Child:
         self._spin = frames.Spin(spin)
         self.versions: Mapping[str, str] = {}
         self._name = name
-        self.ready = False
+        self.ready = self.unwanted = False
         self._idle = 0
         """Bytes that it has resident when it is ready."""
         self._limit: int | None = None
         """Bytes that it may have resident now."""
         self._known: set[str] = set()
-        self.popen = _spawner.popen(
-            [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(spin)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env=_environment(),
-            process_group=0,  # Ctrl-C in a terminal goes to the parent alone
-        )
+        command = [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(spin)]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        try:  # in a group of its own: Ctrl-C in a terminal goes to the parent alone
+            self.popen = _spawner.popen(command, **pipes, bufsize=0, env=_environment(), process_group=0)
+        except OSError as error:
+            raise EngineFailed(f"engine process {name!r} could not be started ({error}).") from error
         assert self.popen.stdin is not None
         assert self.popen.stdout is not None
         self._input, self._output = self.popen.stdin.fileno(), self.popen.stdout.fileno()
@@ -347,11 +346,6 @@ def _resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * resource.getpagesize()
     except (OSError, IndexError, ValueError):
         return 0
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Log:

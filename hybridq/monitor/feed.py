@@ -67,12 +67,17 @@ class Feed:
         """Whether the scheduler shows what it is told, as far as is known."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hybridq-monitor", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads: the run may do without this one
+            self._ended.set()
+            progress.message(f"this run is not monitored ({error})")
 
     def close(self) -> None:
         """Tell how the run was left, if a cluster that outlives it can be told, within a second."""
         self._ended.set()
-        self._thread.join(_END_SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join(_END_SECONDS)
         self._journal.follow(None)
 
     def _run(self) -> None:
@@ -144,9 +149,10 @@ class Feed:
         except (OSError, TimeoutError):
             raise
         except Exception as error:  # noqa: BLE001  # such as a scheduler without hybridq
-            self._progress.message(
-                f"no page for this run in the dashboard: its scheduler takes none ({type(error).__name__}: {error})"
-            )
+            if not self._ended.is_set():
+                self._progress.message(
+                    f"no page for this run in the dashboard: its scheduler takes none ({type(error).__name__}: {error})"
+                )
             self._taken = False
             self._ended.set()
             self._journal.follow(None)
@@ -188,7 +194,7 @@ class Feed:
             "state": run.status if run.status != "planned" else "finished", "error": (run.error or "")[:_TEXT],
             "totals": {
                 "evaluations": run.evaluations, "steps": run.steps, "shots": run.shots, "retries": run.retries,
-                "failures": len(run.faults), **busy,
+                "failures": run.failures, **busy,
             },
             "loops": [self._loop(loop) for _, loop in told[:_LOOPS]],
             "devices": devices, "queue": {"waiting": waiting, "seconds": seconds},
@@ -220,7 +226,7 @@ class Feed:
         return {
             "at": loop.at[:_TEXT], "group": loop.group[:_TEXT], "state": loop.state, "method": loop.method[:_TEXT],
             "rows": loop.rows, "best": loop.best, "last": loop.last, "stderr": loop.best_stderr or 0.0,
-            "seconds": loop.seconds, "limit": loop.limit,
+            "seconds": loop.seconds, "limit": loop.bound,
             "where": loop.where[:_TEXT], "reference": None if reference is None else reference.value,
             "source": "" if reference is None else reference.source[:_TEXT],
             "unit": "" if reference is None else reference.unit[:_TEXT],

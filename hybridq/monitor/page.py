@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from hybridq.monitor import tables
 from hybridq.monitor.store import Loop, Point, Run
+from hybridq.resources import format_bytes
 
 if TYPE_CHECKING:
     from bokeh.document import Document
@@ -189,7 +190,7 @@ class _Curves:
         made.segment("x0", "y", "x1", "y", source=self._references, color="color", line_dash="dashed", line_width=1.2,
                      legend_label="reference")  # fmt: skip
         lines = made.multi_line("xs", "ys", source=self._lines, color="color", line_width=2)
-        ends = ColumnDataSource({"x": [], "y": [], "color": [], "name": [], "value": []})
+        ends = ColumnDataSource({"x": [], "y": [], "color": []})
         self._ends = ends
         made.scatter("x", "y", source=ends, color="color", size=6)
         made.add_tools(HoverTool(renderers=[lines], tooltips=[("loop", "@name"), ("now", "@last")]))
@@ -247,7 +248,7 @@ class _Curves:
         colours = list(viridis(len(loops) + max(2, len(loops) // 6)))[: len(loops)]
         lines: dict[str, list[Any]] = {"xs": [], "ys": [], "color": [], "name": [], "last": []}
         bands: dict[str, list[Any]] = {"xs": [], "ys": [], "color": []}
-        ends: dict[str, list[Any]] = {"x": [], "y": [], "color": [], "name": [], "value": []}
+        ends: dict[str, list[Any]] = {"x": [], "y": [], "color": []}
         references: dict[str, list[Any]] = {"x0": [], "x1": [], "y": [], "color": []}
         for loop, colour in zip(loops, colours, strict=True):
             table = view.tables[loop.at]
@@ -255,7 +256,7 @@ class _Curves:
             ys = np.maximum(np.abs(table[:, 3] - (loop.reference or 0.0)), _FLOOR) if self._log else values
             now = f"{ys[-1]:.2e}" if self._log else f"{ys[-1]:.8f}"
             _add(lines, xs=xs, ys=ys, color=colour, name=loop.at, last=f"{now} {loop.unit}")
-            _add(ends, x=xs[-1], y=ys[-1], color=colour, name=loop.at, value=now)
+            _add(ends, x=xs[-1], y=ys[-1], color=colour)
             if np.any(stderrs > 0):
                 low, high = ys - stderrs, ys + stderrs
                 if self._log:
@@ -266,14 +267,14 @@ class _Curves:
                 _add(references, x0=1.0, x1=last, y=loop.reference, color=colour)
         self._lines.data, self._bands.data = lines, bands
         if not lines["xs"]:  # a figure without a point has no axes
-            _add(ends, x=1.0, y=1.0, color="rgba(0,0,0,0)", name="", value="")
+            _add(ends, x=1.0, y=1.0, color="rgba(0,0,0,0)")
         self._ends.data, self._references.data = ends, references
 
     def _quantiles(self, loops: Sequence[Loop], view: _View) -> None:
         if not loops:
             self._many.data = {"x": [], "low": [], "high": [], "median": [], "worst": []}
             return
-        self._ends.data = {key: [] for key in ("x", "y", "color", "name", "value")}
+        self._ends.data = {key: [] for key in ("x", "y", "color")}
         every, grid, table = view.best
         if len(loops) < len(every):
             table = table[[loop.reference is not None for loop in every]]
@@ -391,8 +392,8 @@ class _Memory:
         projected = {device.name: device.projected for device in run.devices} if run is not None else {}
         rows = [
             (names.get(at, at), projected.get(at, 0) / 2**30, measured / 2**30, limit / 2**30,
-             f"{tables.amount(projected.get(at, 0))} projected, {tables.amount(measured)} measured, "
-             f"{tables.amount(limit)} limit")
+             f"{format_bytes(projected.get(at, 0))} projected, {format_bytes(measured)} measured, "
+             f"{format_bytes(limit)} limit")
             for at, (measured, limit) in view.memory.items()
         ]  # fmt: skip
         rows = sorted(sorted(rows, key=lambda r: -r[2])[:_LANES], key=lambda r: (len(r[0]), r[0]), reverse=True)

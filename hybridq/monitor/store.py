@@ -26,6 +26,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+from hybridq.pace import remaining
+
 __all__ = [
     "MAX_CURVE", "MAX_LOOPS", "MAX_POINTS", "MAX_RUNS", "MEASURED", "STATES", "TOPIC", "VERSION", "Device", "Group",
     "Loop", "Note", "Queue", "Run", "Sample", "Span", "Store", "Totals", "document",
@@ -220,6 +222,8 @@ class _Past:
     finished: int = 0
     failed: int = 0
     rows: int = 0
+    finished_rows: int = 0
+    """Of those that finished."""
     worst: Loop | None = None
 
 
@@ -232,6 +236,8 @@ class _Rate:
     def add(self, time: float, count: int) -> None:
         if self.seen and count < self.seen[-1][1]:
             self.seen.clear()
+        if self.seen and time <= self.seen[-1][0]:  # told in several messages
+            self.seen.pop()
         self.seen.append((time, count))
         while len(self.seen) > 2 and self.seen[1][0] <= time - _RATE_SECONDS:
             self.seen.popleft()
@@ -368,14 +374,16 @@ class Store:
     def _bound(self, known: _Known) -> None:
         excess = len(known.loops) - MAX_LOOPS
         if excess > 0:
-            # who is told of last stands last: those that ended longest ago go, of those that run the ones long silent
-            order = sorted(known.loops, key=lambda at: known.loops[at].state == "running")
+            # who is told of last stands last: those that ended longest ago go, as they alone will not go on; of the
+            # others the ones long silent
+            order = sorted(known.loops, key=lambda at: known.loops[at].state != "finished")
             for at in order[:excess]:
                 loop = known.loops.pop(at)
                 known.points -= len(loop.points)
                 past = known.past.setdefault(loop.group, _Past())
                 past.loops, past.rows = past.loops + 1, past.rows + loop.rows
                 past.finished += loop.state == "finished"
+                past.finished_rows += loop.rows * (loop.state == "finished")
                 past.failed += loop.state == "failed"
                 past.worst = _worst([loop, *([past.worst] if past.worst else [])])
         if known.points > MAX_POINTS + MAX_CURVE:
@@ -476,13 +484,9 @@ def _group(name: str, members: Sequence[Loop], past: _Past, rate: float, live: b
     finished = [loop for loop in members if loop.state == "finished"]
     worst = _worst([*members, *([past.worst] if past.worst else [])])
     count = len(finished) + past.finished
-    spent = sum(loop.rows for loop in finished) + (past.rows if past.finished else 0)
-    eta = latest = None
-    if running and rate > 0 and live:
-        if count:
-            eta = sum(max(0.0, spent / count - loop.rows) for loop in running) / rate
-        elif all(loop.limit is not None for loop in running):
-            latest = sum(max(0, (loop.limit or 0) - loop.rows) for loop in running) / rate
+    spent = sum(loop.rows for loop in finished) + past.finished_rows
+    left = remaining(count, spent, [(loop.rows, loop.limit) for loop in running], rate) if live else None
+    eta, latest = (None, None) if left is None else (None, left[0]) if left[1] else (left[0], None)
     return Group(
         name=name, loops=len(members) + past.loops, running=len(running), finished=count,
         failed=sum(loop.state == "failed" for loop in members) + past.failed,
@@ -525,7 +529,8 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.80} is not a text")
-    return value if len(value) <= MAX_TEXT else value[: MAX_TEXT - 1] + "…"
+    text = value.encode("utf-8", "backslashreplace").decode()  # such as a file's name that is none
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 
 def _one_of(value: Any, allowed: Sequence[str]) -> str:

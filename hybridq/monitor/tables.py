@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hybridq.monitor.store import Group, Loop, Note, Run
 
-__all__ = ["ACCURACY", "COLOURS", "CSS", "amount", "notes_table", "page", "runs_table", "tiles"]
+__all__ = ["ACCURACY", "COLOURS", "CSS", "notes_table", "page", "runs_table", "tiles"]
 
 ACCURACY = 1.6e-3
 """Chemical accuracy, 1 kcal/mol, in hartree."""
@@ -52,15 +52,6 @@ CSS = """
 """
 
 
-def amount(size: float) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1023.5:
-            return f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} TiB"
-
-
 def tiles(runs: Sequence[Run]) -> str:
     """The numbers of all runs together."""
     live = [run for run in runs if run.state == "running"]
@@ -79,7 +70,7 @@ def tiles(runs: Sequence[Run]) -> str:
     return f'<div class="hq"><div class="tiles">{inner}</div></div>'
 
 
-def runs_table(runs: Sequence[Run], names: Mapping[str, str] | None = None) -> str:
+def runs_table(runs: Sequence[Run], names: Mapping[str, str]) -> str:
     """Runs, their groups of loops, and of small groups each loop; ``names`` are shown for devices' addresses."""
     if not runs:
         return (
@@ -88,7 +79,7 @@ def runs_table(runs: Sequence[Run], names: Mapping[str, str] | None = None) -> s
         )
     heads = ("Run, loops", "State", "Iteration", "Best value", "Best − reference", "Std. error", "Evaluations/s", "ETA",
              "Device")  # fmt: skip
-    rows = [row for run in runs[:_RUNS] for row in _rows_of(run, names or {})]
+    rows = [row for run in runs[:_RUNS] for row in _rows_of(run, names)]
     if len(runs) > _RUNS:
         rows.append(_more(f"{len(runs) - _RUNS} earlier runs are in hybridq.json"))
     head = "".join(f"<th>{name}</th>" for name in heads)

@@ -254,6 +254,34 @@ def test_a_document_of_nothing_is_an_empty_list() -> None:
     assert json.loads("".join(document(()))) == []
 
 
+def test_a_run_told_in_several_messages_at_once_has_no_rate_from_that() -> None:
+    store = Store()
+    store.fold(message(full=True, loops=[loop("a[0]", [0.0] * 100)]), 0.0)
+    store.fold(message(loops=[loop("a[1]", [0.0] * 100)]), 0.0)
+    store.fold(message(at=0.5, loops=[loop("a[0]", [0.0] * 10, first=100, rows=110)]), 0.5)
+    (run,) = store.runs(0.5)
+    assert run.groups[0].rate == pytest.approx(20.0)
+
+
+def test_a_loop_that_goes_on_after_many_others_ended_counts_once() -> None:
+    store = Store()
+    store.fold(message(loops=[loop("a[0]", [0.0] * 5, state="interrupted")]), 0.0)
+    for i in range(1, MAX_LOOPS + 10):
+        store.fold(message(loops=[loop(f"a[{i}]", [0.0] * 5, state="finished")]), 0.0)
+    store.fold(message(loops=[loop("a[0]", [0.0], first=5, rows=6)]), 1.0)
+    (run,) = store.runs(1.0)
+    (group,) = run.groups
+    assert (group.loops, group.running, group.finished) == (MAX_LOOPS + 10, 1, MAX_LOOPS + 9)
+    assert group.rows == 5 * (MAX_LOOPS + 9) + 6
+
+
+def test_texts_that_are_none_can_be_shown() -> None:
+    store = Store()
+    store.fold(message(notes=[[1.0, "failed", "a[0]", "no file \udcff"]]), 0.0)
+    (run,) = store.runs(0.0)
+    assert run.notes[0].reason.encode() == b"no file \\udcff"
+
+
 def test_another_version_is_named() -> None:
     with pytest.raises(ValueError, match="version 2"):
         Store().fold(message(v=2), 0.0)
