@@ -230,11 +230,11 @@ class RunHistory:
     shots: int
     retries: int
     """Attempts that were made again after a failure."""
+    failures: int
+    """Calls that raised; ``faults`` are the last of them where the history is bounded."""
     sessions: tuple[Session, ...]
     loops: tuple[LoopHistory, ...]
     calls: tuple[Calls, ...]
-    failures: int
-    """Calls that raised; ``faults`` are the last of them where the history is bounded."""
     faults: tuple[Fault, ...]
     spans: tuple[Span, ...]
     untimed: int

@@ -31,7 +31,7 @@ def a_loop(line: int, values: list[float], number: float | None = None, *, stder
 
 
 def a_run(*loops: LoopHistory, spans: tuple[Span, ...] = (), sessions: tuple[Session, ...] = (SESSION,)) -> RunHistory:
-    return RunHistory("run", "study", 7, "finished", None, 3, 4, 0, 0, 0, sessions, loops, (), (), spans, 0, (), {})
+    return RunHistory("run", "study", 7, "finished", None, 3, 4, 0, 0, 0, 0, sessions, loops, (), (), spans, 0, (), {})
 
 
 CURVE = a_run(a_loop(1, [0.0, -0.9], 2.0), a_loop(2, [0.0, -0.5, -0.7], 0.5), a_loop(3, [-0.2], 1.0))
