@@ -213,6 +213,7 @@ cost_per_shot = 0.25
 """
 
 
+@pytest.mark.slow
 def test_a_site_by_its_file(script: Path, tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text(SITE)
     options = ("--site", "site.toml", "--backend", "noisy", "--name", "one")
@@ -335,6 +336,7 @@ def test_json_has_forms_for_what_json_lacks(script: Path, tmp_path: Path) -> Non
     assert [(e["status"], e["value"] is None) for e in shown] == [("finished", False), ("finished", True)]
 
 
+@pytest.mark.slow
 def test_json_of_scripts_that_end_in_their_own_way(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     body = "import sys\nimport hybridq as hq\n@hq.workflow\ndef w(k):\n    return k\nif __name__ == '__main__':\n"
@@ -427,6 +429,7 @@ def test_verify(script: Path, tmp_path: Path) -> None:
     assert hybridq(tmp_path, "verify", "--all", "--store", "none").stdout == "no runs in none\n"
 
 
+@pytest.mark.slow
 def test_rerun(script: Path, tmp_path: Path) -> None:
     """What the command line had said is in the record: name, seed and backend; what the script prints is no output."""
     run = ("run", script, "--name", "one", "--seed", 5, "--backend", "density_matrix")

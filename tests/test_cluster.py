@@ -364,6 +364,7 @@ def test_a_cluster_on_other_hosts_needs_tls(store: Path, address: str, near: boo
     assert "allow_unencrypted" in str(refused.value)
 
 
+@pytest.mark.slow
 def test_nobody_answers(store: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(hq.NoDevice, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1"):
@@ -447,6 +448,7 @@ def test_dasks_own_pages_tell_kinds_functions_and_loops_apart(client: Client, st
     assert ("classical:where_am_i-@named-apart", "loops/loop[1]/where_am_i[0]") in steps
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_an_own_cluster(store: Path) -> None:
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     hq.run(loops, 2, name="own", store=store, workers=2)

@@ -391,6 +391,7 @@ def wide_calls(rows: int) -> list[Any]:
             bits_of_many(theta).array, hq.gradient(of_many, theta[:16], None)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rows_of_a_long_call_are_spread_over_workers_with_the_same_bits(
     client: Client, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -519,6 +519,7 @@ def wide():
 
 
 class TestRuns:
+    @pytest.mark.slow
     def test_a_run_on_a_backend_is_recorded_and_resumed(self, tmp_path, monkeypatch):
         source = MANILA.source
         first = hq.run(study, name="study", seed=7, store=tmp_path, backend=source)

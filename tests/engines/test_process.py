@@ -409,6 +409,7 @@ def rest(popen):
 
 
 class TestParents:
+    @pytest.mark.slow
     def test_no_orphan_after_the_parent_is_killed_in_the_middle_of_a_circuit(self, parent):
         popen, pid = parent("""
             process.evaluate([short])
