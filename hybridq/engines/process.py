@@ -92,7 +92,7 @@ class EngineProcess:
             meanwhile: Callable[[], None] | None = None, expected: int | None = None) -> bytes:  # fmt: skip
         """Evaluate ``batch``; the packed outcomes, for `wire.unpack_outcomes`; of a slice of a loop, its advance.
 
-        ``meanwhile`` is called once, while the process is at it.
+        ``meanwhile`` is called while the process is at it: once, or once more where another process takes its place.
         ``timeout`` is in seconds, from when the batch is sent. Raises `TimedOut` after it and `EngineFailed` if the
         process dies or cannot start; in these cases, and when the wait is interrupted, the process is killed, and the
         next call starts another. So it is, with `TooLarge`, where the process grows far beyond the ``expected`` bytes;
