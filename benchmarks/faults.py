@@ -6,9 +6,10 @@
 or, where that is asked, a clear refusal first. `faults` are those of all cases together: some do several. `lost` are
 acknowledged records that were gone; `repeated` is the most that one case executed again. `recover` are seconds from the
 start of the next process (of a fork, where no circuit is evaluated) to its first live evaluation or its end; for
-signals, until the driver had left; for what is done to a cluster, until the run had ended; for calls and files, until
-the call or run was answered or refused; in chaos, until there were as many engine processes as before. Exits with 1 if
-anything was lost, did not survive, or took longer than it may.
+signals, until the driver had left; for what is done to a cluster, until all that was in flight was recorded (for steps
+that end their workers, until the run had ended); for calls and files, until the call or run was answered or refused; in
+chaos, until there were as many engine processes as before. Exits with 1 if anything was lost, did not survive, or took
+longer than it may.
 """
 
 from __future__ import annotations

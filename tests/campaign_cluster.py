@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,35 @@ from hybridq.journal import read_records
 STUDY = Path(__file__).parent / "studies" / "clustered.py"
 IN_FLIGHT = 8
 """Steps at most that are on two workers at once, and those that are tried once more before they are given up."""
+LINES = 103
+"""Those of the study's log in an undisturbed run: 63 steps begun, 40 circuits done."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run of the study keeps its log and its record."""
+
+    log: Path
+    store: Path
+
+    def lines(self) -> list[str]:
+        """What the study has told so far: each start of a step, each end of a circuit."""
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def records(self) -> list[Any]:
+        """What is recorded so far."""
+        return [record for _, record in read_records(self.store / "study")]
+
+    def open(self) -> set[str]:
+        """What had begun and is not recorded yet: steps, and loops; and for each chain its next circuit."""
+        found = self.records()
+        loops = {number: r.at for number, r in read_records(self.store / "study") if isinstance(r, records.Loop)}
+        done = {r.at for r in found if isinstance(r, (records.Step, records.Evaluation))}
+        done |= {loops[r.loop] for r in found if isinstance(r, records.LoopEnd)}
+        lines = Counter(self.lines())
+        begun = {f"study/step[{line.split()[1]}]" for line in lines if line.startswith("step")} | set(loops.values())
+        begun |= {f"study/chain[{c}]/circuit[{lines[f'chain {c}']}]" for c in range(2) if lines[f"chain {c}"] < 20}
+        return begun - done
 
 
 def processes(run: Marked, what: str) -> list[psutil.Process]:
@@ -57,48 +87,61 @@ def undisturbed() -> Any:
         return json.loads(answer)
 
 
-def _started(log: Path) -> list[int]:
-    return [int(line) for line in log.read_text().split()] if log.exists() else []
-
-
-def _moment(log: Path, run: Marked, rng: random.Random) -> bool:
-    """Wait until some steps have begun, and a little longer; whether the run still goes on then."""
-    count = rng.randrange(1, 30)
-    wait_until(lambda: len(_started(log)) >= count or run.process.poll() is not None, 300)
-    time.sleep(rng.uniform(0, 0.5))
+def _reached(place: Place, run: Marked, count: int) -> bool:
+    """Wait until the log has so many lines; whether the run still goes on then."""
+    wait_until(lambda: len(place.lines()) >= count or run.process.poll() is not None, 300)
     return run.process.poll() is None
 
 
-def _judge(case: Case, run: Marked, log: Path, store: Path, begun: float, expected: Any) -> None:
-    """What must be true of a run that has ended."""
+def _moments(rng: random.Random, faults: int) -> list[int]:
+    """Lines of the log at which each fault is due: at random, one in each stretch of the run."""
+    stretch = (LINES - 10) / faults
+    return [1 + int((k + rng.uniform(0.0, 0.6)) * stretch) for k in range(faults)]
+
+
+def _inject(case: Case, run: Marked, place: Place, rng: random.Random, faults: int,
+            fault: Callable[[], None]) -> list[Any]:  # fmt: skip
+    """Do ``fault`` again and again, each time when all that the one before had hit is recorded.
+
+    Returns what was recorded when the last one was done.
+    """
+    case.faults, kept = 0, []
+    for moment in _moments(rng, faults):
+        if not _reached(place, run, moment):
+            break
+        kept, hit, begun = place.records(), place.open(), time.monotonic()
+        fault()
+        case.faults += 1
+        recovered = wait_until(lambda hit=hit: not hit & place.open() or run.process.poll() is not None, 120)
+        case.seconds.append(time.monotonic() - begun)
+        case.check(recovered, f"never recorded: {hit & place.open()}")
+    case.check(case.faults == faults, f"the run had ended after {case.faults} of {faults} faults")
+    return kept
+
+
+def _judge(case: Case, run: Marked, place: Place, expected: Any, kept: list[Any]) -> None:
+    """What must be true of a run that has ended, of which ``kept`` was recorded before."""
     answer, errors = run.finish(600)
     case.check(run.process.returncode == 0, errors[-2000:])
     if run.process.returncode == 0:
         case.check(json.loads(answer) == expected, f"another result: {answer[:2000]}")
-    found = [record for _, record in read_records(store / "study")]
-    steps = Counter(record.at for record in found if isinstance(record, records.Step))
-    case.check(not steps or max(steps.values()) == 1, "a step was recorded twice")
-    case.repeated = sum((Counter(_started(log)) - Counter(set(_started(log)))).values())
-    case.check(case.repeated <= IN_FLIGHT, f"{case.repeated} steps ran again")
+    found = place.records()
+    case.lost = len(kept) - sum(a == b for a, b in zip(kept, found, strict=False))
+    steps = Counter(record.at for record in found if isinstance(record, (records.Step, records.Evaluation)))
+    case.check(not steps or max(steps.values()) == 1, "a step or circuit was recorded twice")
+    case.repeated = sum(count - 1 for line, count in Counter(place.lines()).items() if line.startswith("step"))
+    case.check(case.repeated <= IN_FLIGHT * case.faults, f"{case.repeated} steps ran again")
     case.check(wait_until(lambda: not run.alive(), SOON), f"left behind: {run.alive()}")
-    case.seconds.append(time.monotonic() - begun)
 
 
-def _disturbed(seed: int, what: str, fault: Callable[[Marked, random.Random, Case], None], expected: Any = None,
-               poison: str = "no") -> Case:  # fmt: skip
-    """A run on two workers of its own, with a fault in the middle."""
+def _disturbed(seed: int, what: str, faults: int, fault: Callable[[Marked, random.Random, Case], None]) -> Case:
+    """A run on two workers of its own, with faults in the middle."""
     rng, case = random.Random(seed), Case(what)
     with tempfile.TemporaryDirectory() as scratch:
-        log, store = Path(scratch) / "log", Path(scratch) / "store"
-        expected = expected or undisturbed()
-        run = Marked(STUDY, log, store, "own", poison)
-        if _moment(log, run, rng):
-            begun = time.monotonic()
-            fault(run, rng, case)
-            _judge(case, run, log, store, begun, expected)
-        else:
-            case.problems.append("the run had ended before anything was done to it")
-            run.finish(60)
+        place, expected = Place(Path(scratch) / "log", Path(scratch) / "store"), undisturbed()
+        run = Marked(STUDY, place.log, place.store, "own", "no")
+        kept = _inject(case, run, place, rng, faults, lambda: fault(run, rng, case))
+        _judge(case, run, place, expected, kept)
     return case
 
 
@@ -108,101 +151,135 @@ def kill(process: psutil.Process) -> None:
         process.send_signal(signal.SIGKILL)
 
 
+def _busy(run: Marked) -> psutil.Process | None:
+    """An engine process of a worker that is in the middle of a circuit; None once the run has ended."""
+    while run.process.poll() is None:
+        before = {p: p.cpu_times().user for p in engines(run) if p.is_running()}
+        time.sleep(0.05)
+        for process, seconds in before.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.cpu_times().user > seconds + 0.02:
+                    return process
+    return None
+
+
 def kill_engine(_: Forks, seed: int) -> Case:
-    """``kill -9`` of an engine process: its worker survives, the program is tried again."""
+    """``kill -9`` of an engine process in the middle of a circuit: its worker survives, the program is tried again."""
 
     def fault(run: Marked, rng: random.Random, case: Case) -> None:
         before = {p.pid for p in workers(run)}
-        kill(rng.choice(engines(run)))
+        busy = _busy(run)
+        case.check(busy is not None, "the run had ended before an engine was busy again")
+        if busy is not None:
+            kill(busy)
         time.sleep(0.5)
         case.check(
             all(psutil.pid_exists(pid) for pid in before) or run.process.poll() is not None, "a worker went, too"
         )
 
-    return _disturbed(seed, "kill -9 of an engine process", fault)
+    return _disturbed(seed, "kill -9 of an engine process", 5, fault)
+
+
+def _killed(run: Marked, case: Case, gone: list[psutil.Process]) -> None:
+    """Kill workers, and wait until there are as many again."""
+    count, begun = len(workers(run)), time.monotonic()
+    for worker in gone:
+        kill(worker)
+    pids = {worker.pid for worker in gone}
+    back = wait_until(lambda: len({p.pid for p in workers(run)} - pids) >= count
+                      or run.process.poll() is not None, SOON)  # fmt: skip
+    case.check(back, "the workers did not come back")
+    case.within(30, time.monotonic() - begun, "the workers were back")
 
 
 def kill_worker(_: Forks, seed: int) -> Case:
-    """``kill -9`` of a worker process."""
-    return _disturbed(seed, "kill -9 of a worker", lambda run, rng, case: kill(rng.choice(workers(run))))
+    """``kill -9`` of a worker process; there is another one soon."""
+    return _disturbed(
+        seed, "kill -9 of a worker", 4, lambda run, rng, case: _killed(run, case, [rng.choice(workers(run))])
+    )
 
 
 def kill_workers(_: Forks, seed: int) -> Case:
     """``kill -9`` of all worker processes at once; there are as many again soon."""
-
-    def fault(run: Marked, rng: random.Random, case: Case) -> None:
-        gone = workers(run)
-        for worker in gone:
-            kill(worker)
-        pids = {worker.pid for worker in gone}
-        back = wait_until(lambda: len({p.pid for p in workers(run)} - pids) == len(pids)
-                          or run.process.poll() is not None, 60)  # fmt: skip
-        case.check(back, "the workers did not come back")
-
-    return _disturbed(seed, "kill -9 of all workers", fault)
+    return _disturbed(seed, "kill -9 of all workers", 2, lambda run, rng, case: _killed(run, case, workers(run)))
 
 
 def stop_worker(_: Forks, seed: int) -> Case:
-    """A worker process that is stopped for a while, and goes on."""
+    """A worker process that is stopped for 10 to 60 s, and goes on."""
 
     def fault(run: Marked, rng: random.Random, case: Case) -> None:
         stopped = rng.choice(workers(run))
         stopped.send_signal(signal.SIGSTOP)
-        time.sleep(rng.uniform(2, 12))
+        time.sleep(rng.uniform(10, 60))
         with contextlib.suppress(psutil.NoSuchProcess):
             stopped.send_signal(signal.SIGCONT)
 
-    return _disturbed(seed, "SIGSTOP of a worker, then SIGCONT", fault)
+    return _disturbed(seed, "SIGSTOP of a worker, then SIGCONT", 1, fault)
 
 
 def poison(_: Forks, seed: int) -> Case:
-    """Three steps in a row that end their workers, beside others, all of which finish."""
-    expected = undisturbed()
-    lost = [value if index not in (20, 21, 22) else "lost" for index, value in enumerate(expected["steps"])]
-    return _disturbed(seed, "poison", lambda *_: None, {**expected, "steps": lost}, "poison")
+    """Three steps in a row that end their workers, beside 60 others, all of which finish."""
+    bad = range(first := random.Random(seed).randrange(61), first + 3)
+    case, expected = Case(f"steps {bad[0]} to {bad[-1]} end their workers", faults=3), undisturbed()
+    steps = ["lost" if index in bad else value for index, value in enumerate(expected["steps"])]
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Place(Path(scratch) / "log", Path(scratch) / "store")
+        run = Marked(STUDY, place.log, place.store, "own", str(first))
+        wait_until(lambda: f"step {first}" in place.lines() or run.process.poll() is not None, 300)
+        kept, begun = place.records(), time.monotonic()
+        _judge(case, run, place, {**expected, "steps": steps}, kept)
+        case.seconds.append(time.monotonic() - begun)
+        ran = Counter(place.lines())
+        case.check(all(ran[f"step {k}"] == 2 for k in bad), "a step that ends workers was not tried twice")
+    return case
 
 
 def kill_scheduler(_: Forks, seed: int) -> Case:
     """``kill -9`` of a scheduler that runs elsewhere; another one is started in its place."""
     rng, case, port = random.Random(seed), Case("kill -9 of the scheduler"), free_port()
     expected = undisturbed()
-    with tempfile.TemporaryDirectory() as scratch:
-        log, store = Path(scratch) / "log", Path(scratch) / "store"
-        with scheduler_and_workers({}, {}, port=port) as (_, first):
-            run = Marked(STUDY, log, store, f"tcp://127.0.0.1:{port}", "no")
-            going = _moment(log, run, rng)
-            case.check(going, "the run had ended before anything was done to it")
-            begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as there:
+        place = Place(Path(scratch) / "log", Path(scratch) / "store")
+        first = there.enter_context(scheduler_and_workers({}, {}, port=port))[1]
+        run = Marked(STUDY, place.log, place.store, f"tcp://127.0.0.1:{port}", "no")
+
+        def fault() -> None:
             first[0].kill()
-        with scheduler_and_workers({}, {}, port=port):
-            _judge(case, run, log, store, begun, expected)
+            there.close()  # the workers are ended, too
+            there.enter_context(scheduler_and_workers({}, {}, port=port))
+
+        kept = _inject(case, run, place, rng, 1, fault)
+        _judge(case, run, place, expected, kept)
     return case
 
 
 def kill_nanny(_: Forks, seed: int) -> Case:
-    """``kill -9`` of a nanny and its worker, elsewhere: nobody starts them again, the others go on."""
+    """``kill -9`` of nannies and their workers, elsewhere: nobody starts them again, the others go on."""
     rng, case = random.Random(seed), Case("kill -9 of a nanny and its worker")
     expected = undisturbed()
-    with tempfile.TemporaryDirectory() as scratch, scheduler_and_workers({}, {}) as (address, there):
-        log, store = Path(scratch) / "log", Path(scratch) / "store"
-        run = Marked(STUDY, log, store, address, "no")
-        case.check(_moment(log, run, rng), "the run had ended before anything was done to it")
-        begun = time.monotonic()
-        victim = psutil.Process(rng.choice(there[1:]).process.pid)
-        below = victim.children(recursive=True)
-        kill(victim)
-        for child in below:
-            kill(child)
-        _judge(case, run, log, store, begun, expected)
+    with tempfile.TemporaryDirectory() as scratch, scheduler_and_workers({}, {}, {}) as (address, there):
+        place, nannies = Place(Path(scratch) / "log", Path(scratch) / "store"), there[1:]
+        run = Marked(STUDY, place.log, place.store, address, "no")
+
+        def fault() -> None:
+            victim = psutil.Process(nannies.pop(rng.randrange(len(nannies))).process.pid)
+            below = victim.children(recursive=True)
+            kill(victim)
+            for child in below:
+                kill(child)
+
+        kept = _inject(case, run, place, rng, 2, fault)
+        _judge(case, run, place, expected, kept)
     return case
 
 
 ROWS: dict[str, Row] = {
-    "kill-engine": Row(kill_engine, 2, 100),
-    "kill-worker": Row(kill_worker, 2, 60),
-    "kill-workers": Row(kill_workers, 1, 20),
-    "kill-nanny": Row(kill_nanny, 1, 10),
-    "kill-scheduler": Row(kill_scheduler, 2, 20),
-    "stop-worker": Row(stop_worker, 1, 30),
-    "poison": Row(poison, 1, 20),
+    "kill-engine": Row(kill_engine, 4, 20),
+    "kill-worker": Row(kill_worker, 2, 15),
+    "kill-workers": Row(kill_workers, 2, 10),
+    "kill-nanny": Row(kill_nanny, 2, 5),
+    "kill-scheduler": Row(kill_scheduler, 4, 20),
+    "stop-worker": Row(stop_worker, 4, 30),
+    "poison": Row(poison, 4, 20),
 }
+"""A case of the first is five kills, of the second four, of the third and fourth two."""

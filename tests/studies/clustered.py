@@ -1,6 +1,7 @@
-"""Steps, sampled loops and longer circuits on a cluster; its processes are killed and stopped by tests.
+"""Steps, sampled loops and chains of longer circuits on a cluster; its processes are killed and stopped by tests.
 
-A line in the log for each start of a step. With ``poison`` some steps end their worker.
+A line in the log for each start of a step and each end of a circuit. Three steps in a row, the first
+of number ``poison``, end their worker.
 """
 
 import json
@@ -14,16 +15,15 @@ from qiskit.circuit.library import efficient_su2
 
 import hybridq as hq
 
-STEPS, LOOPS, CIRCUITS = 40, 4, 2
-POISON = (20, 21, 22)
+STEPS, LOOPS, CHAINS, CIRCUITS = 63, 4, 2, 20
 
 
 @hq.classical
 def step(log, index, poison):
     with open(log, "a") as file:
-        file.write(f"{index}\n")
+        file.write(f"step {index}\n")
     time.sleep(0.15)
-    if poison and index in POISON:
+    if poison is not None and poison <= index < poison + 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return index**2 + float(hq.rng().normal())
 
@@ -35,8 +35,8 @@ def sampled(theta):
 
 @hq.quantum
 def circuit(angle):
-    long = efficient_su2(17, reps=8, entanglement="linear")
-    return hq.expval(long, "Z" * 17, np.full(long.num_parameters, angle))
+    long = efficient_su2(16, reps=8, entanglement="linear")
+    return hq.expval(long, "Z" * 16, np.full(long.num_parameters, angle))
 
 
 @hq.workflow
@@ -45,9 +45,19 @@ def loop(index):
 
 
 @hq.workflow
+def chain(index, log):
+    found = []
+    for k in range(CIRCUITS):
+        found.append(float(circuit(0.1 * (k + 1) + 0.01 * index)))
+        with open(log, "a") as file:
+            file.write(f"chain {index}\n")
+    return found
+
+
+@hq.workflow
 def study(log, poison):
-    circuits = [circuit.submit(0.1 * (k + 1)) for k in range(CIRCUITS)]
     steps = [step.submit(log, k, poison) for k in range(STEPS)]
+    chains = [chain.submit(index, log) for index in range(CHAINS)]
     loops = hq.map(loop, range(LOOPS))
     found = []
     for one in steps:
@@ -55,10 +65,11 @@ def study(log, poison):
             found.append(one.result())
         except hq.WorkerLost:
             found.append("lost")
-    return {"steps": found, "loops": loops, "circuits": [float(c.result()) for c in circuits]}
+    return {"steps": found, "loops": loops, "circuits": [one.result() for one in chains]}
 
 
 if __name__ == "__main__":
     log, store, cluster, poison = sys.argv[1:]
     site = hq.Site(workers=2) if cluster == "own" else hq.Site(cluster=cluster, patience=120)
-    print(json.dumps(hq.run(study, log, poison == "poison", name="study", store=store, seed=3, site=site)))
+    first = None if poison == "no" else int(poison)
+    print(json.dumps(hq.run(study, log, first, name="study", store=store, seed=3, site=site)))
