@@ -215,6 +215,8 @@ class LoopAsk(_Ask):
     """Of the worker that has the loop's optimizer waiting."""
     with_points: bool = False
     """Whether the points go with it: where it goes they are not known."""
+    arrived: Callable[[Advance], None] | None = None
+    """Given the points of a slice that runs at hand while it goes on, as `EngineProcess.advance` does."""
 
     @property
     def single(self) -> bool:
@@ -617,9 +619,7 @@ class Dispatcher:
         while True:
             self._refuse_if_closed()
             try:
-                found = driver_engine().advance(
-                    ask.loop, len(ask.points), ask.points, ask.seconds, ask.timeout, expected
-                )
+                found = driver_engine().advance(ask.loop, ask.points, ask.seconds, ask.timeout, expected, ask.arrived)
                 return Advanced(found, "driver", None)
             except EngineFailed as error:
                 ask.tries += 1
@@ -979,8 +979,7 @@ class Dispatcher:
             outcomes: list[Any]
             try:
                 if isinstance(ask, LoopAsk):
-                    points, seconds = ask.points, ask.seconds
-                    outcomes = [engine.advance(ask.loop, len(points), points, seconds, ask.timeout, batch.bytes)]
+                    outcomes = [engine.advance(ask.loop, ask.points, ask.seconds, ask.timeout, batch.bytes)]
                 else:
                     limit = _together([a.timeout for a in asks])
                     programs = [_with_threads(a.program, batch.threads) for a in asks]

@@ -31,7 +31,7 @@ from hybridq.calibration import processor
 from hybridq.differences import two_columns
 from hybridq.dispatch import Advanced, Changed, Dispatcher, Evaluated, LoopAsk, Places, ProgramAsk, StepAsk
 from hybridq.engines.costs import DEFAULT, Calibration
-from hybridq.engines.loops import Loop, Point, encode_result
+from hybridq.engines.loops import Advance, Loop, Point, encode_result
 from hybridq.errors import (
     Diverged,
     HybridqError,
@@ -1181,6 +1181,12 @@ class _Shipped:
         self._run, self._call, self._entry, self._shown = run, call, entry, shown
         self._counter = Scope(run, location)
         self._objective = f"{location}/{call.name}"
+        self._points = [_point(row) for row in entry.rows]
+        """All that are recorded."""
+        self._refused: BaseException | None = None
+        """Why no more of them are, if anything failed here."""
+        self._closed = True
+        """Whether each point so far was what the quantum function, asked here, describes."""
 
     def run(self) -> Encoded | None:
         """The loop's result; None if it is to run here, from its recorded points on."""
@@ -1193,7 +1199,7 @@ class _Shipped:
         run._record_circuit(first)
         method = None if call.method == "default" else call.method
         loop = Loop(f"{run.token}/{self._counter.location}", first, self._objective, run.seed, method, call.closed)
-        points = [_point(row) for row in rows]
+        points = self._points
         for row in rows:
             self._shown.evaluated(row.value, recorded=True)
         run._count("evaluations_replayed", len(rows))
@@ -1203,17 +1209,21 @@ class _Shipped:
         while True:
             run.check()
             left = _least(_time_left(call, self._counter.location, spent, len(points)), call.each_timeout)
+            known = len(points)
             ask = LoopAsk(
                 loop=loop, name=call.name, location=self._counter.location, points=points, seconds=seconds,
                 address=address, timeout=None if left is None else seconds + left,
+                arrived=functools.partial(self._take, request, first, where="driver"),
             )  # fmt: skip
             run.dispatcher.advance(ask, alone=run._awake == 1)
             advanced: Advanced = ask.future.result()
             advance, address = advanced.advance, advanced.address
-            if not self._record(request, first, advance.points, len(points), advanced.where):
+            self._take(request, first, advance, where=advanced.where)
+            if self._refused is not None:
+                raise self._refused
+            if not self._closed:
                 return None
-            points += advance.points
-            spent += sum(point.seconds for point in advance.points)
+            spent += sum(point.seconds for point in points[known:])
             if advance.state != "more":
                 break
             seconds = min(2 * seconds, _LONGEST_SLICE)
@@ -1232,6 +1242,16 @@ class _Shipped:
             request, seed=self._run.seed, location=self._counter.location.child(self._call.name, i),
             gradient=self._entry.header.gradient, site=self._run.site,
         )  # fmt: skip
+
+    def _take(self, request: Request, first: Program, advance: Advance, where: str) -> None:
+        """Record the points of a slice, or of a part of it, that are not recorded yet."""
+        new = advance.points[len(self._points) - advance.first :]  # a process that replaced another sends some again
+        if self._refused is None and self._closed:
+            try:  # what fails here ends the loop after the slice, not the process that is at it
+                self._closed = self._record(request, first, new, len(self._points), where)
+            except Exception as error:  # noqa: BLE001  # raised by `run`
+                self._refused = error
+        self._points += new
 
     def _record(self, request: Request, first: Program, points: Sequence[Point], known: int, where: str) -> bool:
         """Record ``points`` that the quantum function, asked here, describes; False from the first other one on."""

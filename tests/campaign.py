@@ -408,7 +408,7 @@ def killed_at_random(forks: Forks, seed: int, kills: int = KILLS) -> Case:
     """``kill -9`` of a driver ``kills`` times in a row, each at a random time; then it may finish."""
     rng = random.Random(seed)
     asked = configuration(seed)
-    case, store = Case(f"kill -9 {kills} times at random: {', '.join(asked)}", repeated=0), forks.fresh()
+    case, store = Case(f"kill -9 {kills} times at random: {', '.join(asked)}", repeated=0, faults=kills), forks.fresh()
     reference = forks.scratch / f"reference-{'-'.join(asked)}"
     script = STUDIES / "optimizers.py"
     if not reference.exists():
@@ -436,7 +436,7 @@ def killed_at_random(forks: Forks, seed: int, kills: int = KILLS) -> Case:
         started, ended = (sum(line[0] == word for line in log) for word in ("begin", "end"))
         case.repeated = started - ended
         case.check(started - ended <= kills, f"{started - ended} evaluations or slices in flight at {kills} kills")
-        done = sum(int(line[1]) for line in log if line[0] == "end")
+        done = sum(int(line[1]) for line in log if line[0] in ("end", "part"))
         case.lost = max(0, sum(rows(expected)) - done)  # recorded without having been evaluated: not possible
     return case
 
@@ -464,8 +464,9 @@ def signalled(forks: Forks, seed: int) -> Case:
     rng = random.Random(seed)
     said = f"{', '.join(s.name for s in sent)} in the middle of a circuit on the {where}"
     case, store = Case(said + (", of hybridq run" if command else "")), forks.fresh()
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup: the run would inherit that, and respect it
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:  # under nohup or in the background: the run would respect it
+            signal.signal(number, handler)
     script = [STUDIES / "circuits.py", where, store, *(("14", "60") if where == "driver" else ("22", "60"))]
     run = Marked(*(["-c", COMMAND, "run", script[0], "--", *script[1:]] if command else script))
 

@@ -9,7 +9,8 @@ import struct
 import time
 
 __all__ = [
-    "ADVANCE", "EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "READY", "SEARCH_PATH", "Spin",
+    "ADVANCE", "EVALUATE", "FAILED", "HEAD", "MAX_LENGTH", "MISSING", "OUTCOMES", "PART", "READY", "SEARCH_PATH",
+    "Spin",
 ]  # fmt: skip
 
 HEAD = struct.Struct("<cQ")
@@ -25,6 +26,8 @@ READY = b"R"
 """From the process, once: the versions it runs, as JSON."""
 OUTCOMES = b"O"
 """From the process: packed outcomes, or what a slice of a loop came to."""
+PART = b"P"
+"""From the process, before the outcome: what a slice of a loop has come to since the last one."""
 MISSING = b"M"
 """From the process: a JSON list of the templates it dropped; nothing was evaluated."""
 FAILED = b"F"

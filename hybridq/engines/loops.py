@@ -27,6 +27,7 @@ __all__ = ["Advance", "Loop", "Loops", "Point", "encode_result", "settings_as_da
 
 Array = NDArray[Any]
 
+_PART_SECONDS = 5e-3  # between two parts: telling one costs a hundredth of it, and recording it goes on beside the loop
 _SUSPENDED = 64  # loops whose optimizers wait in this process, the least recently advanced dropped first
 
 
@@ -69,6 +70,8 @@ class Advance:
     optimizer or an evaluation raised: whoever asked meets that by running the loop over its points."""
     points: tuple[Point, ...]
     """The new ones."""
+    first: int = 0
+    """Number of the first of them among all points of the loop."""
     result: Encoded | None = None
     left_out: tuple[str, ...] = ()
     """Members of the result that are not data."""
@@ -102,10 +105,12 @@ class Loops:
         self._evaluate = evaluate
         self._waiting: OrderedDict[str, _Running] = OrderedDict()
 
-    def advance(self, loop: Loop, known: int, points: Sequence[Point] | None, seconds: float) -> Advance:
+    def advance(self, loop: Loop, known: int, points: Sequence[Point] | None, seconds: float,
+                part: Callable[[Advance], None] | None = None) -> Advance:  # fmt: skip
         """Go on with ``loop`` after its first ``known`` points for about ``seconds``, at least one evaluation.
 
-        ``points`` are those, or None where this process is thought to have them.
+        ``points`` are those, or None where this process is thought to have them. ``part`` is given the new points
+        every few milliseconds, those since the last call of it: what is returned has the rest.
         """
         running = self._waiting.pop(loop.token, None)
         if running is not None and running.count != known:
@@ -115,7 +120,7 @@ class Loops:
             if points is None and known:
                 return Advance("lost", ())
             running = _Running(loop, points or (), self._evaluate)
-        found = running.advance(seconds)
+        found = running.advance(seconds, part)
         if found.state == "more":
             self._waiting[loop.token] = running
             while len(self._waiting) > _SUSPENDED:
@@ -141,7 +146,8 @@ class _Running:
         """Points that are known to whoever asked."""
         self._new: list[Point] = []
         self._i = 0
-        self._deadline = 0.0
+        self._deadline = self._next = 0.0
+        self._part: Callable[[Advance], None] | None = None
         self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._dropped = False
         self._end: Advance | None = None
@@ -149,15 +155,21 @@ class _Running:
         self._thread = threading.Thread(target=self._run, name=f"loop-{loop.token}", daemon=True)
         self._thread.start()
 
-    def advance(self, seconds: float) -> Advance:
-        self._deadline = time.perf_counter() + seconds
+    def advance(self, seconds: float, part: Callable[[Advance], None] | None) -> Advance:
+        now = time.perf_counter()
+        self._deadline, self._next, self._part = now + seconds, now + _PART_SECONDS, part
         self._go.release()
         self._paused.acquire()
-        points, self._new = tuple(self._new), []
-        self.count += len(points)
+        first, points = self._taken()
         if self._end is None:
-            return Advance("more", points)
-        return replace(self._end, points=points)
+            return Advance("more", points, first)
+        return replace(self._end, points=points, first=first)
+
+    def _taken(self) -> tuple[int, tuple[Point, ...]]:
+        """The new points, which are known to whoever asked from now on, and the number of the first of them."""
+        first, points, self._new = self.count, tuple(self._new), []
+        self.count += len(points)
+        return first, points
 
     def drop(self) -> None:
         """Give the loop up: its thread ends."""
@@ -179,7 +191,7 @@ class _Running:
                     bounds=settings.get("bounds"), tol=settings.get("tol"), options=settings.get("options"),
                 )  # fmt: skip
                 encoded, left_out = encode_result(found)
-                self._end = Advance("done", (), encoded, left_out)
+                self._end = Advance("done", (), 0, encoded, left_out)
         except _Dropped:
             return
         except Exception:  # noqa: BLE001  # met again, and told, by whoever asked
@@ -195,11 +207,17 @@ class _Running:
             if known.x.tobytes() != point.tobytes():
                 raise NotFinite("the optimizer did not repeat its points")
             return known.value if known.gradient is None else (known.value, known.gradient.copy())
-        if self._new and time.perf_counter() >= self._deadline:
-            self._paused.release()
-            self._go.acquire()
-            if self._dropped:
-                raise _Dropped
+        if self._new:
+            now = time.perf_counter()
+            if now >= self._deadline:
+                self._paused.release()
+                self._go.acquire()
+                if self._dropped:
+                    raise _Dropped
+            elif self._part is not None and now >= self._next:
+                first, points = self._taken()
+                self._part(Advance("more", points, first))
+                self._next = now + _PART_SECONDS
         if not np.isfinite(point).all():
             raise NotFinite(f"the optimizer asked for evaluation {i} at {point.tolist()}")
         started, begun = time.time(), time.perf_counter()

@@ -89,10 +89,13 @@ class EngineProcess:
             self._running()
 
     def run(self, batch: Batch, timeout: float | None = None, kind: bytes = frames.EVALUATE,
-            meanwhile: Callable[[], None] | None = None, expected: int | None = None) -> bytes:  # fmt: skip
+            meanwhile: Callable[[], None] | None = None, expected: int | None = None,
+            part: Callable[[bytes], None] | None = None) -> bytes:  # fmt: skip
         """Evaluate ``batch``; the packed outcomes, for `wire.unpack_outcomes`; of a slice of a loop, its advance.
 
         ``meanwhile`` is called while the process is at it: once, or once more where another process takes its place.
+        ``part`` is called with each part of a slice that is sent before the rest, if ``batch`` asks for them; a process
+        that takes the place of another may send some of them again.
         ``timeout`` is in seconds, from when the batch is sent. Raises `TimedOut` after it and `EngineFailed` if the
         process dies or cannot start; in these cases, and when the wait is interrupted, the process is killed, and the
         next call starts another. So it is, with `TooLarge`, where the process grows far beyond the ``expected`` bytes;
@@ -103,7 +106,7 @@ class EngineProcess:
                 child = self._running()
                 fresh = not child.ready
                 try:
-                    return child.evaluate(batch, timeout, kind, meanwhile, expected)
+                    return child.evaluate(batch, timeout, kind, meanwhile, expected, part)
                 except BaseException as error:
                     # the pipe may hold half a message, and the circuit may go on: only a new process is clean
                     self._child = None
@@ -136,17 +139,30 @@ class EngineProcess:
                 outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def advance(self, loop: Loop, known: int, points: Sequence[Point], seconds: float, timeout: float | None = None,
-                expected: int | None = None) -> Advance:  # fmt: skip
-        """Go on with ``loop`` after its first ``known`` points, which are ``points``, for about ``seconds``.
+    def advance(self, loop: Loop, points: Sequence[Point], seconds: float, timeout: float | None = None,
+                expected: int | None = None, arrived: Callable[[Advance], None] | None = None) -> Advance:  # fmt: skip
+        """Go on with ``loop`` after its first points, which are ``points``, for about ``seconds``.
+
+        ``arrived`` is given new points every few milliseconds while the process goes on; it may add them to ``points``,
+        and must look at their numbers: some may come twice. What is returned has the rest.
 
         Raises what `run` raises, and the error of an evaluation that could not be had.
         """
-        packed = wire.pack_loop(loop, known, None, seconds)
-        found = wire.unpack_advance(self.run(packed, timeout, frames.ADVANCE, expected=expected))
-        if isinstance(found, Advance) and found.state == "lost":
-            again = wire.pack_loop(loop, known, points, seconds)
-            found = wire.unpack_advance(self.run(again, timeout, frames.ADVANCE, expected=expected))
+
+        def part(message: bytes) -> None:
+            assert arrived is not None
+            arrived(self._advance_of(message))
+
+        parts = arrived is not None
+        packed = wire.pack_loop(loop, len(points), None, seconds, parts)
+        found = self._advance_of(self.run(packed, timeout, frames.ADVANCE, expected=expected, part=part))
+        if found.state == "lost":
+            again = wire.pack_loop(loop, len(points), points, seconds, parts)
+            found = self._advance_of(self.run(again, timeout, frames.ADVANCE, expected=expected, part=part))
+        return found
+
+    def _advance_of(self, message: bytes) -> Advance:
+        found = wire.unpack_advance(message)
         if not isinstance(found, Advance):
             raise found
         return found
@@ -204,6 +220,8 @@ class _Child:
         self._limit: int | None = None
         """Bytes that it may have resident now."""
         self._known: set[str] = set()
+        self._left = b""
+        """What was read beyond a frame."""
         command = [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(spin)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         try:  # in a group of its own: Ctrl-C in a terminal goes to the parent alone
@@ -235,7 +253,7 @@ class _Child:
         self._log.thread.join()
 
     def evaluate(self, batch: Batch, timeout: float | None, kind: bytes, meanwhile: Callable[[], None] | None,
-                 expected: int | None) -> bytes:  # fmt: skip
+                 expected: int | None, part: Callable[[bytes], None] | None) -> bytes:  # fmt: skip
         if not self.ready:
             self._await_ready()
         self._limit = None if expected is None or not self._idle else self._idle + 2 * expected + _SPARE_BYTES
@@ -247,6 +265,11 @@ class _Child:
                 meanwhile()
                 meanwhile = None
             answer, message = self._receive(deadline, timeout)
+            while answer == frames.PART and part is not None:
+                part(message)
+                answer, message = self._receive(deadline, timeout)
+            if self._left:
+                raise EngineFailed(f"engine process {self._name!r} sent more than one reply.")
             self._known.update(lacking)
             if answer == frames.OUTCOMES:
                 return message
@@ -281,9 +304,9 @@ class _Child:
 
     def _receive(self, deadline: float | None, timeout: float | None) -> tuple[bytes, bytes]:
         """Kind and message of the next frame."""
-        if self.ready:
+        data, self._left = self._left, b""
+        if self.ready and not data:
             self._spin(self._readable)
-        data = self._read(_READ_BYTES, deadline, timeout)
         while len(data) < frames.HEAD.size:
             data += self._read(_READ_BYTES, deadline, timeout)
         kind, length = frames.HEAD.unpack_from(data)
@@ -295,8 +318,8 @@ class _Child:
             while len(buffer) < length:
                 buffer += self._read(length - len(buffer), deadline, timeout)
             whole = bytes(buffer)
-        if len(whole) > length:
-            raise EngineFailed(f"engine process {self._name!r} sent more than one reply.")
+        elif len(whole) > length:
+            whole, self._left = whole[:length], whole[length:]
         return kind, whole
 
     def _read(self, size: int, deadline: float | None, timeout: float | None) -> bytes:

@@ -53,7 +53,7 @@ def serve(max_bytes: int, spin: float) -> None:
     templates = _Templates()
     loops = Loops(lambda programs: engines.evaluate(programs, None))
     while (request := pipe.read_request()) is not None:
-        pipe.write(*_reply(engines, templates, loops, *request))
+        pipe.write(*_reply(engines, templates, loops, pipe, *request))
 
 
 class _Pipe:
@@ -191,7 +191,8 @@ class _Templates:
             self._bytes -= self._known.popitem(last=False)[1][1]
 
 
-def _reply(engines: _Engines, templates: _Templates, loops: Loops, kind: bytes, message: bytes) -> tuple[bytes, bytes]:
+def _reply(engines: _Engines, templates: _Templates, loops: Loops, pipe: _Pipe, kind: bytes, message: bytes
+           ) -> tuple[bytes, bytes]:  # fmt: skip
     """Kind and message of the answer."""
     from hybridq.engines import wire
     from hybridq.errors import HybridqError
@@ -200,7 +201,7 @@ def _reply(engines: _Engines, templates: _Templates, loops: Loops, kind: bytes, 
     for digest, data in sent.items():
         templates.add(digest, data)
     if kind == frames.ADVANCE:
-        return _advance(templates, loops, payload)
+        return _advance(templates, loops, pipe, payload)
     unpacked = wire.unpack(payload, templates.find)
     if unpacked.missing:
         return frames.MISSING, json.dumps(unpacked.missing).encode()
@@ -211,17 +212,21 @@ def _reply(engines: _Engines, templates: _Templates, loops: Loops, kind: bytes, 
     return frames.OUTCOMES, wire.pack_outcomes(outcomes)
 
 
-def _advance(templates: _Templates, loops: Loops, payload: bytes) -> tuple[bytes, bytes]:
-    """`_reply` to a slice of a loop."""
+def _advance(templates: _Templates, loops: Loops, pipe: _Pipe, payload: bytes) -> tuple[bytes, bytes]:
+    """`_reply` to a slice of a loop, parts of which are sent before it where they are asked for."""
     from hybridq.engines import wire
-    from hybridq.engines.loops import Loop
+    from hybridq.engines.loops import Advance, Loop
+
+    def send(part: Advance) -> None:
+        pipe.write(frames.PART, wire.pack_advance(part))
 
     asked = wire.unpack_loop(payload, templates.find)
     if not isinstance(asked, wire.Slice):
         return frames.MISSING, json.dumps(asked).encode()
     loop = asked.loop
     if isinstance(loop, Loop):
-        found = wire.pack_advance(loops.advance(loop, asked.known, asked.points, asked.seconds))
+        part = send if asked.parts else None
+        found = wire.pack_advance(loops.advance(loop, asked.known, asked.points, asked.seconds, part))
     else:
         found = wire.pack_advance(loop)
     templates.shrink()

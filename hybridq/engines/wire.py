@@ -348,14 +348,17 @@ def _error(name: str, message: str) -> HybridqError:
 # -- loops -------------------------------------------------------------------------------------------------------
 
 
-def pack_loop(loop: Loop, known: int, points: Sequence[Point] | None, seconds: float) -> Batch:
-    """Encode a slice of ``loop``: after its first ``known`` points, which go with it if they are given."""
+def pack_loop(loop: Loop, known: int, points: Sequence[Point] | None, seconds: float, parts: bool = False) -> Batch:
+    """Encode a slice of ``loop``: after its first ``known`` points, which go with it if they are given.
+
+    With ``parts`` what it comes to is told while it goes on.
+    """
     batch = pack([loop.program])
     width = loop.program.theta.shape[1]
     head = _dumps({
         "token": loop.token, "objective": loop.objective, "seed": loop.seed, "method": loop.method,
         "settings": loop.settings, "known": known, "points": points is not None, "width": width, "seconds": seconds,
-        "program": len(batch.payload),
+        "program": len(batch.payload), "parts": parts,
     }).encode()  # fmt: skip
     arrays = [np.frombuffer(batch.payload, _BYTE)]
     if points:
@@ -371,6 +374,7 @@ class Slice:
     known: int
     points: tuple[Point, ...] | None
     seconds: float
+    parts: bool
 
 
 def unpack_loop(payload: bytes, find: Callable[[str], Template | HybridqError | None]) -> Slice | tuple[str, ...]:
@@ -385,11 +389,11 @@ def unpack_loop(payload: bytes, find: Callable[[str], Template | HybridqError | 
     with_gradient = isinstance(program, Program) and program.plan.gradient != "none"
     points = _take_points(arrays, header["known"], header["width"], with_gradient) if header["points"] else None
     if not isinstance(program, Program):
-        return Slice(program, header["known"], points, header["seconds"])
+        return Slice(program, header["known"], points, header["seconds"], header["parts"])
     loop = Loop(
         header["token"], program, header["objective"], header["seed"], header["method"], header["settings"]
     )  # fmt: skip
-    return Slice(loop, header["known"], points, header["seconds"])
+    return Slice(loop, header["known"], points, header["seconds"], header["parts"])
 
 
 def pack_advance(advance: Advance | HybridqError) -> bytes:
@@ -399,7 +403,8 @@ def pack_advance(advance: Advance | HybridqError) -> bytes:
     found, points = advance.result, advance.points
     attachments = {} if found is None else dict(found.attachments)
     head = {
-        "state": advance.state, "count": len(points), "width": len(points[0].x) if points else 0,
+        "state": advance.state, "first": advance.first, "count": len(points),
+        "width": len(points[0].x) if points else 0,
         "gradients": bool(points) and points[0].gradient is not None, "left_out": advance.left_out,
         "result": None if found is None else found.document,
         "attachments": [[name, len(data)] for name, data in attachments.items()],
@@ -418,7 +423,7 @@ def unpack_advance(data: bytes) -> Advance | HybridqError:
     points = _take_points(arrays, header["count"], header["width"], header["gradients"])
     attachments = {name: arrays.take(_BYTE, (size,)).tobytes() for name, size in header["attachments"]}
     found = None if header["state"] != "done" else Encoded(header["result"], attachments)
-    return Advance(header["state"], points, found, tuple(header["left_out"]))
+    return Advance(header["state"], points, header["first"], found, tuple(header["left_out"]))
 
 
 def _point_arrays(points: Sequence[Point]) -> list[Array]:

@@ -1,6 +1,7 @@
 """One loop of an optimizer, exact or sampled, in the driver or in its engine process; killed and resumed by tests.
 
-Appends to a log when an evaluation (in the engine process: a slice of the loop) begins and ends, and how many it was.
+Appends to a log when an evaluation (in the engine process: a slice of the loop) begins and ends, and how many it was;
+of a slice also when a part of it has come.
 """
 
 import os
@@ -91,8 +92,20 @@ def logged(log):
 
         return call
 
+    def telling(real):
+        def call(self, *args):
+            *rest, arrived = args
+
+            def part(advance):
+                os.write(file, f"part {len(advance.points)}\n".encode())
+                arrived(advance)
+
+            return real(self, *rest, part)
+
+        return call
+
     EngineProcess.evaluate = wrap(EngineProcess.evaluate, len)
-    EngineProcess.advance = wrap(EngineProcess.advance, lambda advance: len(advance.points))
+    EngineProcess.advance = wrap(telling(EngineProcess.advance), lambda advance: len(advance.points))
 
 
 if __name__ == "__main__":
