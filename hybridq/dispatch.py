@@ -384,7 +384,7 @@ class Dispatcher:
         """Resolve ``ask.future``: at hand, in this thread, if the placement says so; else as `submit` does."""
         try:
             required = self.need(ask.program)
-            near = alone and not self._hosted(ask.program) and _at_hand(required, self._workers_known())
+            near = alone and not self._hosted(ask.program) and self._near(required)
         except HybridqError as error:
             ask.future.set_exception(error if ask.unchanged is None or ask.unchanged() else Changed())
             return
@@ -638,6 +638,11 @@ class Dispatcher:
     def _hosted(self, asked: Program) -> bool:
         """Whether a program is for devices beside the workers only."""
         return bool(asked.device) or asked.backend in self._hosting
+
+    def _near(self, required: Need) -> bool:
+        """Whether the driver's engine is the place for a lone program; short ones are not kept by a look at workers."""
+        known = self._ledger is not None
+        return _at_hand(required, () if known and required.seconds < _WORTH_THE_TRIP else self._workers_known())
 
     def _workers_known(self) -> Sequence[Device]:
         """The workers as devices: as they are once the cluster runs, as they will be before a local one is started."""

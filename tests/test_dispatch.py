@@ -24,10 +24,11 @@ from runs import recorded
 import hybridq as hq
 from hybridq import dispatch
 from hybridq import journal as records
+from hybridq.audit import verify
 from hybridq.cluster import Cluster
 from hybridq.dispatch import Dispatcher, driver_engine
 from hybridq.engines.process import EngineProcess
-from hybridq.journal import read_records, unpack_array
+from hybridq.journal import Journal, read_records, unpack_array
 from hybridq.program import Outcome
 from hybridq.scope import Scope, current
 
@@ -98,6 +99,12 @@ def loops(count: int, *settings: Any) -> list[dict[str, Any]]:
 @hq.workflow
 def one(*settings: Any) -> dict[str, Any]:
     found: dict[str, Any] = loop(0, *settings)
+    return found
+
+
+@hq.workflow
+def long_one() -> dict[str, Any]:
+    found: dict[str, Any] = loop(0, "Nelder-Mead", {"maxfev": 300, "xatol": 0.0, "fatol": 0.0}, None, False)
     return found
 
 
@@ -232,16 +239,84 @@ class TestLoops:
         killed = threading.Event()
         advance = type(driver_engine()).advance
 
-        def deadly(self: Any, loop: Any, known: int, *rest: Any) -> Any:
-            if known == 7 and not killed.is_set():
+        def deadly(self: Any, loop: Any, points: Any, *rest: Any) -> Any:
+            if len(points) == 7 and not killed.is_set():
                 killed.set()
                 self.kill()
-            return advance(self, loop, known, *rest)
+            return advance(self, loop, points, *rest)
 
         monkeypatch.setattr(type(driver_engine()), "advance", deadly)
         found = hq.run(one, *SETTINGS["differences"], name="b", store=store)
         assert killed.is_set()
         assert found["x"].tobytes() == expected["x"].tobytes()
+        assert [r.i for r in recorded(store / "b", records.Row)] == list(range(found["nfev"]))
+
+    def test_points_are_recorded_while_a_slice_goes_on(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And an engine that dies then loses none: the next goes on after them."""
+        monkeypatch.setattr("hybridq.runner._FIRST_SLICE", 60.0)
+        expected = hq.run(long_one, name="a", store=store)
+        slices, there = [], []
+        advance = type(driver_engine()).advance
+
+        def deadly(self: Any, loop: Any, points: Any, *rest: Any) -> Any:
+            *rest, arrived = rest
+            slices.append(len(points))
+
+            def arrive(part: Any) -> None:
+                arrived(part)
+                there.append(len(recorded(store / "b", records.Row)))
+                if len(slices) == 1:
+                    os.kill(self._child.popen.pid, signal.SIGKILL)
+
+            return advance(self, loop, points, *rest, arrive)
+
+        monkeypatch.setattr(type(driver_engine()), "advance", deadly)
+        found = hq.run(long_one, name="b", store=store)
+        assert found["x"].tobytes() == expected["x"].tobytes()
+        assert len(slices) == 2  # one that was killed, and one more
+        assert 0 < there[0] <= slices[1] < found["nfev"]
+        assert [r.i for r in recorded(store / "b", records.Row)] == list(range(found["nfev"]))
+        assert not verify(store / "b").damage
+
+    def test_points_that_come_twice_are_recorded_once(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        advance, parts = type(driver_engine()).advance, []
+
+        def doubled(self: Any, loop: Any, points: Any, *rest: Any) -> Any:
+            *rest, arrived = rest
+
+            def arrive(part: Any) -> None:
+                parts.append(part)
+                arrived(part)
+                arrived(part)
+                arrived(parts[0])
+
+            return advance(self, loop, points, *rest, arrive)
+
+        expected = hq.run(long_one, name="a", store=store)
+        monkeypatch.setattr(type(driver_engine()), "advance", doubled)
+        found = hq.run(long_one, name="b", store=store)
+        assert len(parts) > 1
+        assert found["x"].tobytes() == expected["x"].tobytes()
+        assert [r.i for r in recorded(store / "b", records.Row)] == list(range(found["nfev"]))
+
+    def test_what_cannot_be_recorded_ends_the_loop_and_not_the_engine(
+        self, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(self: Any, several: Any) -> int:
+            if any(isinstance(record, records.Row) and record.i >= 20 for record in several):
+                raise hq.JournalError("no space is left")
+            return append(self, several)
+
+        hq.run(long_one, name="a", store=store)
+        engine = driver_engine()._child
+        append = Journal.append_all
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, "append_all", failing)
+            with pytest.raises(hq.JournalError, match="no space"):
+                hq.run(long_one, name="b", store=store)
+        assert driver_engine()._child is engine
+        assert len(recorded(store / "b", records.Row)) <= 20
+        found = hq.run(long_one, name="b", store=store)
         assert [r.i for r in recorded(store / "b", records.Row)] == list(range(found["nfev"]))
 
     def test_a_body_that_changes_what_it_hands_on_is_found_out(self, store: Path) -> None:

@@ -13,7 +13,7 @@ import statistics
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -273,7 +273,10 @@ def need(program: Program, calibration: Calibration | None = None, corrections: 
         amount = calibration.seconds(program)
         found = Need(footprint(program), amount, program.plan.threads, template.num_qubits, shots * program.rows)
         template.cache["need"] = (program.plan, calibration, size, found)
-    return found if corrections is None else replace(found, seconds=found.seconds * corrections.factor(program))
+    if corrections is None:
+        return found
+    seconds = found.seconds * corrections.factor(program)
+    return Need(found.bytes, seconds, found.threads, found.qubits, found.shots)
 
 
 def footprint(program: Program) -> int:
@@ -767,6 +770,8 @@ class Corrections:
         self._capacity = capacity
         self._lock = threading.Lock()
         self._ratios: OrderedDict[str, tuple[float, ...]] = OrderedDict()
+        self._medians: dict[str, float] = {}
+        """Of the ratios of each."""
         self._kinds: dict[str, tuple[float, ...]] = {}
 
     def __len__(self) -> int:
@@ -774,12 +779,11 @@ class Corrections:
 
     def factor(self, program: Program) -> float:
         """What an estimate is multiplied by; 1 where nothing is known."""
-        ratios = self._ratios.get(fingerprint(program))
-        if ratios is None:
-            ratios = self._kinds.get(_kind(program), ())
-            if len(ratios) < _KIND // 3:
-                return 1.0
-        return statistics.median(ratios)
+        known = self._medians.get(fingerprint(program))
+        if known is not None:
+            return known
+        ratios = self._kinds.get(_kind(program), ())
+        return 1.0 if len(ratios) < _KIND // 3 else statistics.median(ratios)
 
     def observe(self, program: Program, observed: float, calibration: Calibration, *, first: bool = False) -> None:
         """Note that ``program`` took ``observed`` seconds inside its engine.
@@ -793,10 +797,11 @@ class Corrections:
             return
         key, kind, ratio = fingerprint(program), _kind(program), observed / estimate
         with self._lock:
-            self._ratios[key] = (*self._ratios.pop(key, ()), ratio)[-_KEPT:]
+            ratios = self._ratios[key] = (*self._ratios.pop(key, ()), ratio)[-_KEPT:]
+            self._medians[key] = statistics.median(ratios)
             self._kinds[kind] = (*self._kinds.get(kind, ()), ratio)[-_KIND:]
             if len(self._ratios) > self._capacity:
-                self._ratios.popitem(last=False)
+                del self._medians[self._ratios.popitem(last=False)[0]]
 
 
 _MEASURED: Mapping[str, Mapping[str, float]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -53,7 +54,8 @@ def in_slices(advance, asked, seconds, points=()):
     """All points and the result; every slice adds at least one point unless it is the last."""
     points, states = list(points), []
     while not states or states[-1] == "more":
-        found = advance(asked, len(points), points, seconds)
+        found = advance(asked, points, seconds)
+        assert found.first == len(points)
         states.append(found.state)
         assert found.points or found.state != "more"
         points += found.points
@@ -104,6 +106,42 @@ def test_the_points_are_scipys_own_however_it_is_cut(process, name):
     assert same.x.tobytes() == found.x.tobytes()
 
 
+@pytest.mark.parametrize("name", ["exact", "differences", "sampled"])
+def test_points_arrive_while_the_process_goes_on(process, name):
+    long = {**CASES[name][3], "options": {"maxiter": 150}}
+    points, found, _ = in_slices(process.advance, loop(name, f"at-once-{name}", settings=long), 60.0)
+    asked, arrived, there = loop(name, f"arriving-{name}", settings=long), [], []
+
+    def arrive(part):
+        assert (part.state, part.first, part.result) == ("more", len(there), None)
+        arrived.append(len(part.points))
+        there.extend(part.points)
+
+    rest = process.advance(asked, (), 60.0, arrived=arrive)
+    assert rest.first == len(there)
+    assert len(arrived) > 1
+    assert min(arrived) > 0
+    assert [p.x.tobytes() for p in (*there, *rest.points)] == [p.x.tobytes() for p in points]
+    assert decode(rest.result).x.tobytes() == found.x.tobytes()
+
+
+def test_what_fails_as_points_arrive_ends_the_process_and_the_next_goes_on(process):
+    asked = loop("differences", "failing", settings={"options": {"maxiter": 150}})
+    points, found, _ = in_slices(process.advance, replace(asked, token="undisturbed"), 60.0)
+    there = []
+
+    def arrive(part):
+        there.extend(part.points)
+        raise OSError("nowhere to put them")
+
+    with pytest.raises(OSError, match="nowhere"):
+        process.advance(asked, there, 60.0, arrived=arrive)
+    assert 0 < len(there) < len(points)
+    again, same, _ = in_slices(process.advance, asked, 60.0, there)
+    assert [p.x.tobytes() for p in again] == [p.x.tobytes() for p in points]
+    assert same.x.tobytes() == found.x.tobytes()
+
+
 @pytest.mark.parametrize("known", [1, 5, 9])
 def test_a_loop_goes_on_where_nothing_is_known_of_it(process, known):
     points, found, _ = in_slices(process.advance, loop("exact", "first"), 60.0)
@@ -131,6 +169,32 @@ class TestLoops:
         assert second.state == "more"
         assert loops.advance(asked, 1, None, 1e-9).state == "lost"  # one who knows less: another optimizer is needed
         assert loops.advance(asked, 2, None, 1e-9).state == "lost"  # and the first one was dropped
+
+    def test_parts_and_the_rest_are_all_points(self, monkeypatch):
+        monkeypatch.setattr("hybridq.engines.loops._PART_SECONDS", 0.0)
+        loops, parts = self.loops(), []
+        rest = loops.advance(loop("differences"), 0, None, 60.0, parts.append)
+        whole = self.loops().advance(loop("differences"), 0, None, 60.0)
+        assert {part.state for part in parts} == {"more"}
+        assert [part.first for part in parts] == list(range(len(parts)))  # each point by itself
+        assert rest.first == len(parts) == len(whole.points) - len(rest.points) > 20
+        found = [point for part in (*parts, rest) for point in part.points]
+        assert [p.x.tobytes() for p in found] == [p.x.tobytes() for p in whole.points]
+
+    def test_who_knows_the_parts_goes_on_after_them(self, monkeypatch):
+        monkeypatch.setattr("hybridq.engines.loops._PART_SECONDS", 0.0)
+        loops, parts = self.loops(), []
+
+        def arrive(part):
+            parts.append(part)
+            time.sleep(0.3)  # longer than the slice
+
+        found = loops.advance(loop("differences"), 0, None, 0.3, arrive)
+        assert found.state == "more"
+        assert parts
+        known = found.first + len(found.points)
+        assert loops.advance(loop("differences"), known, None, 60.0).state == "done"
+        assert loops.advance(loop("differences"), known - 1, None, 60.0).state == "lost"
 
     def test_many_wait_and_the_oldest_is_dropped(self):
         loops = self.loops()
@@ -160,7 +224,7 @@ class TestLoops:
 def test_a_program_that_does_not_fit_stops_the_loop():
     small = EngineProcess(2**20)
     try:
-        assert small.advance(loop("differences"), 0, [], 1.0).state == "stopped"
+        assert small.advance(loop("differences"), [], 1.0).state == "stopped"
         (outcome,) = small.evaluate([loop("differences").program])
         assert isinstance(outcome, TooLarge)
     finally:
@@ -176,7 +240,7 @@ def test_a_template_that_cannot_be_read_is_an_error():
     other = EngineProcess(2**31)
     try:
         with pytest.raises(Corrupt, match="QPY"):
-            other.advance(asked, 0, [], 1.0)
+            other.advance(asked, [], 1.0)
     finally:
         other.close()
 
