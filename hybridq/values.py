@@ -104,9 +104,9 @@ def encode(value: Any, what: str = "value") -> Encoded:
     """Turn ``value`` into data; ``what`` names it in errors.
 
     Accepts None, booleans, numbers, strings, bytes, lists, tuples, dicts, sets, NumPy arrays and scalars, enums,
-    dataclasses of these, SciPy's ``OptimizeResult``, and Qiskit's ``QuantumCircuit``, ``SparsePauliOp`` and
-    ``BitArray``. An array's byte order and memory layout are not kept. Raises `Unhashable` for anything else, for
-    values nested more than 100 deep, and for values over `MAX_VALUE_BYTES`.
+    dataclasses of these, SciPy's ``OptimizeResult`` and ``LbfgsInvHessProduct``, and Qiskit's ``QuantumCircuit``,
+    ``SparsePauliOp`` and ``BitArray``. An array's byte order and memory layout are not kept. Raises `Unhashable` for
+    anything else, for values nested more than 100 deep, and for values over `MAX_VALUE_BYTES`.
     """
     written = _written(value)
     if written is not None:
@@ -286,9 +286,10 @@ class _Writer:
         kind = type(value)
         home = kind.__module__.partition(".")[0]
         if home == "scipy" and kind.__name__ == "OptimizeResult":
-            # hess_inv of L-BFGS-B is an operator object; its dense form carries the same numbers
-            items = {k: v.todense() if hasattr(v, "todense") else v for k, v in value.items()}
+            items = {k: v if _is_updates(v) or not hasattr(v, "todense") else v.todense() for k, v in value.items()}
             return {_TAG: "OptimizeResult", "v": self._mapping(items, path)}
+        if _is_updates(value):
+            return {_TAG: "LbfgsInvHessProduct", "v": self._array(np.stack([value.sk, value.yk]), path)}
         if home == "qiskit" and kind.__name__ == "SparsePauliOp":
             labels, coefficients = value.paulis.to_labels(), np.asarray(value.coeffs)
             if coefficients.dtype != complex:
@@ -323,6 +324,12 @@ def _stored(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     if dtype.kind not in "biufcSU" or dtype.newbyteorder("=") in _EXTENDED:
         return None
     return dtype.newbyteorder("<")
+
+
+def _is_updates(value: Any) -> bool:
+    """Whether it is the inverse Hessian of L-BFGS-B: ten updates, of which a matrix of n^2 numbers could be made."""
+    kind = type(value)
+    return kind.__module__.partition(".")[0] == "scipy" and kind.__name__ == "LbfgsInvHessProduct"
 
 
 def _base64(data: bytes | bytearray) -> str:
@@ -397,6 +404,11 @@ class _Reader:
 
         return OptimizeResult(self.walk(document["v"]))
 
+    def updates(self, document: Mapping[str, Any]) -> Any:
+        from scipy.optimize import LbfgsInvHessProduct
+
+        return LbfgsInvHessProduct(*self.array(document["v"]))
+
     def member(self, document: Mapping[str, Any]) -> Any:
         kind, member = _find_type(document["t"]), document["v"]
         return kind[member] if isinstance(member, str) else kind(member)
@@ -423,6 +435,7 @@ _READERS: dict[str, Callable[[_Reader, Mapping[str, Any]], Any]] = {
     "enum": _Reader.member,
     "dataclass": _Reader.instance,
     "OptimizeResult": _Reader.result,
+    "LbfgsInvHessProduct": _Reader.updates,
     "SparsePauliOp": _Reader.pauli_op,
     "BitArray": _Reader.bit_array,
     "qpy": _Reader.circuit,

@@ -28,7 +28,7 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter, ParameterVector
 from qiskit.quantum_info import SparsePauliOp
 from runs import executed, journal, replayed, report, traced, write_trace
-from scipy.optimize import OptimizeResult
+from scipy.optimize import LbfgsInvHessProduct, OptimizeResult
 
 import hybridq as hq
 from hybridq.language import RunReport
@@ -87,6 +87,8 @@ def exact(value: Any) -> Any:
         return type(value).__name__, value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, float):
         return "float", value.hex()
+    if isinstance(value, LbfgsInvHessProduct):
+        return "LbfgsInvHessProduct", exact([value.sk, value.yk])
     return type(value).__name__, value
 
 

@@ -41,7 +41,8 @@ from qiskit.circuit.classical import expr
 from qiskit.circuit.library import MCXGate, PauliEvolutionGate, RXGate, RZGate, XGate, efficient_su2
 from qiskit.primitives import BitArray
 from qiskit.quantum_info import Clifford, Kraus, PauliList, SparsePauliOp
-from scipy.optimize import OptimizeResult, minimize, rosen
+from scipy.optimize import LbfgsInvHessProduct, OptimizeResult, minimize, rosen, rosen_der
+from scipy.sparse import eye_array
 
 import hybridq as hq
 from hybridq import values
@@ -307,7 +308,25 @@ def test_what_scipy_returns_comes_back(method: str) -> None:
     assert type(back) is OptimizeResult
     assert back.keys() == found.keys()
     for key, value in found.items():
-        assert_same(value.todense() if hasattr(value, "todense") else value, back[key])
+        assert type(back[key]) is type(value)
+        if key == "hess_inv" and method == "L-BFGS-B":
+            assert_same(value.todense(), back[key].todense())
+            assert_same(value @ value.sk[0], back[key] @ value.sk[0])
+        else:
+            assert_same(value, back[key])
+
+
+def test_the_inverse_hessian_of_many_parameters_takes_little_room() -> None:
+    found = minimize(rosen, np.linspace(-1, 1, 2000), method="L-BFGS-B", jac=rosen_der, options={"maxiter": 20})
+    encoded = encode(found)
+    assert encoded.nbytes < 2e6  # as a matrix 32 MB
+    back = decode(encoded).hess_inv
+    assert back.shape == (2000, 2000)
+    assert (back @ found.x).tobytes() == (found.hess_inv @ found.x).tobytes()
+
+
+def test_a_result_may_hold_a_sparse_matrix() -> None:
+    assert_same(np.eye(3), np.asarray(again(OptimizeResult(jac=eye_array(3))).jac))
 
 
 def test_an_optimize_result_may_hold_any_key() -> None:
@@ -919,6 +938,8 @@ def test_kinds_of_tests_cover_all_readers() -> None:
             for member in document:
                 walk(member)
 
-    made = itertools.chain(ROUND_TRIPS.values(), [ansatz(), OptimizeResult(x=1)])
+    made = itertools.chain(
+        ROUND_TRIPS.values(), [ansatz(), OptimizeResult(x=1), LbfgsInvHessProduct(*np.eye(2)[None][[0, 0]])]
+    )
     walk([encode(value).document for value in made])
     assert seen >= set(values._READERS)

@@ -81,8 +81,6 @@ def encode_result(found: Any) -> tuple[Encoded, tuple[str, ...]]:
     """An ``OptimizeResult`` as data, and the names of members that are not data and were left out."""
     from scipy.optimize import OptimizeResult
 
-    # hess_inv of L-BFGS-B is an operator, whose dense form is stored: made once, not at each encoding
-    found = {key: value.todense() if hasattr(value, "todense") else value for key, value in found.items()}
     try:
         return encode(OptimizeResult(found)), ()
     except Unhashable:
