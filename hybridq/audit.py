@@ -562,7 +562,7 @@ class _Bare:
             if not all(type(p) is str and len(p) == width and set(p) <= set("IXYZ") for p in labels):
                 raise Corrupt("an observable's labels are no Paulis of its qubits")
             return self.walk(document["coeffs"])
-        if tag == "BitArray":
+        if tag in ("BitArray", "LbfgsInvHessProduct"):
             return self.walk(document["v"])
         if tag in _MEMBERS:
             return self.walk(document["v"])

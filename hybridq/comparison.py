@@ -264,8 +264,11 @@ class _Walk:
         return _SAME if same else _Found("differs", where, a, b)
 
     def _tagged(self, a: Mapping[str, Any], b: Mapping[str, Any], where: str) -> _Found:
-        if {a.get("$"), b.get("$")} <= {"array", "npy"}:
+        kinds = {a.get("$"), b.get("$")}
+        if kinds <= {"array", "npy"}:
             return _arrays(self._array(a, self._old), self._array(b, self._new), where)
+        if "LbfgsInvHessProduct" in kinds <= {"LbfgsInvHessProduct", "array", "npy"} and len(kinds) > 1:
+            return _arrays(self._dense(a, self._old), self._dense(b, self._new), where)
         if a.get("$") == b.get("$") == "qpy":
             digests = [circuit_digest(decode(Encoded(d, f))) for d, f in ((a, self._old), (b, self._new))]
             return _SAME if digests[0] == digests[1] else _Found("differs", f"{where} (a circuit)", *digests)
@@ -295,6 +298,11 @@ class _Walk:
         before, after = (f"{float(z[0][far])!r} ± {float(z[1][far]):.2g}" for z in (x, y))
         place = f"[{', '.join(map(str, far))}]" if far else ""
         return _sampled(x, y, before, after, f"{where}{place}")
+
+    def _dense(self, document: Any, files: Mapping[str, bytes]) -> NDArray[Any]:
+        """An inverse Hessian as a matrix, as which those of L-BFGS-B were recorded once."""
+        found = decode(Encoded(document, files))
+        return np.asarray(found.todense() if hasattr(found, "todense") else found)
 
     def _array(self, document: Any, files: Mapping[str, bytes]) -> NDArray[Any]:
         """An array or a number as an array."""

@@ -34,6 +34,7 @@ from hybridq.engines.costs import DEFAULT, Calibration
 from hybridq.engines.loops import Advance, Loop, Point, encode_result
 from hybridq.errors import (
     Diverged,
+    EngineFailed,
     HybridqError,
     JournalError,
     NotFinite,
@@ -1245,10 +1246,13 @@ class _Shipped:
 
     def _take(self, request: Request, first: Program, advance: Advance, where: str) -> None:
         """Record the points of a slice, or of a part of it, that are not recorded yet."""
-        new = advance.points[len(self._points) - advance.first :]  # a process that replaced another sends some again
+        known = len(self._points)
+        if advance.first > known:
+            raise EngineFailed(f"points {known} to {advance.first - 1} of {self._counter.location} never arrived.")
+        new = advance.points[known - advance.first :]  # a process that replaced another sends some again
         if self._refused is None and self._closed:
             try:  # what fails here ends the loop after the slice, not the process that is at it
-                self._closed = self._record(request, first, new, len(self._points), where)
+                self._closed = self._record(request, first, new, known, where)
             except Exception as error:  # noqa: BLE001  # raised by `run`
                 self._refused = error
         self._points += new

@@ -458,16 +458,18 @@ def test_values_that_cannot_be_read_are_found(suffix: str, data: bytes, words: s
 def test_what_can_be_stored_can_be_verified(tmp_path: Path) -> None:
     from qiskit.primitives import BitArray
     from qiskit.quantum_info import SparsePauliOp
-    from scipy.optimize import OptimizeResult
+    from scipy.optimize import LbfgsInvHessProduct, OptimizeResult
 
     big = np.arange(2000.0)
+    few, many = (LbfgsInvHessProduct(np.ones((10, n)), np.ones((10, n))) for n in (2, 300))
     made = [
         None, 2**90_000, -0.0, float("nan"), "\udcff", b"x" * 9, 1 + 2j, (1, [2, {3: (4,)}]), {"$": 1}, "y" * 9999,
         {frozenset({Point(1.0)}): {1}}, np.str_("ü" * 900), np.float32(1.5), np.array(["a", "bc"]), big,
         [Point(2.0), {"deep": [big]}],
         CIRCUIT, SparsePauliOp(["XX", "ZI"], [1.0, 2.0]), SparsePauliOp(["XX"] * 200, big[:200]),
         BitArray.from_counts({"01": 3, "11": 9}), BitArray.from_counts({hex(n): 9 for n in range(400)}),
-        OptimizeResult(x=big, fun=np.float64(1.0), success=True, message="done"), hq.Aer(method="stabilizer"),
+        OptimizeResult(x=big, fun=np.float64(1.0), success=True, message="done", hess_inv=many), few,
+        hq.Aer(method="stabilizer"),
     ]  # fmt: skip
     journal = Journal(tmp_path / "run")
     journal.append(RunHeader(1, "study", "curve", "c0", "a0", [], 7, None))

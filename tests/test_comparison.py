@@ -16,7 +16,7 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 from qiskit.quantum_info import SparsePauliOp
 from runs import recorded
-from scipy.optimize import OptimizeResult
+from scipy.optimize import LbfgsInvHessProduct, OptimizeResult
 
 import hybridq as hq
 from hybridq import comparison
@@ -103,11 +103,18 @@ def sampled(value: Any, stderr: Any, shots: int | None = 100) -> hq.Estimate:
 TINY = 1e-10
 LONG = np.arange(1.0, 400.0)
 ERRORS = np.full(3, 0.1)
+UPDATES, OTHERS = (LbfgsInvHessProduct(np.eye(3, 40), np.eye(3, 40) + 0.01 + extra) for extra in (0.0, 1e-5))
 PAIRS: dict[str, tuple[Any, Any, str]] = {
     "a number": (0.1, 0.1, "identical"),
     "no number": (math.nan, math.nan, "identical"),
     "text in a file": ("x" * 5000, "x" * 5000, "identical"),
     "an order of keys": ({"a": 1, "b": 2}, {"b": 2, "a": 1}, "identical"),
+    "an inverse Hessian": (UPDATES, UPDATES, "identical"),
+    "one that was recorded as a matrix": (UPDATES, UPDATES.todense(), "identical"),
+    "a short one": (LbfgsInvHessProduct(np.eye(2), np.eye(2)), np.eye(2), "identical"),
+    "another inverse Hessian": (UPDATES, OTHERS, "differs"),
+    "another matrix": (UPDATES, OTHERS.todense(), "differs"),
+    "no inverse Hessian": (UPDATES, [1.0], "differs"),
     "a circuit with other parameters": (circuit(), circuit(), "identical"),
     "a class": (Point(1.0), Point(1.0), "identical"),
     "the last bit": (0.1, math.nextafter(0.1, 1), "close"),

@@ -299,6 +299,22 @@ class TestLoops:
         assert found["x"].tobytes() == expected["x"].tobytes()
         assert [r.i for r in recorded(store / "b", records.Row)] == list(range(found["nfev"]))
 
+    def test_points_that_never_arrive_are_asked_for_again(self, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        advance, dropped = type(driver_engine()).advance, []
+
+        def losing(self: Any, loop: Any, points: Any, *rest: Any) -> Any:
+            *rest, arrived = rest
+            return advance(self, loop, points, *rest, arrived if dropped else dropped.append)
+
+        expected = hq.run(long_one, name="a", store=store)
+        monkeypatch.setattr(type(driver_engine()), "advance", losing)
+        with pytest.raises(hq.EngineFailed, match="never arrived"):
+            hq.run(long_one, name="b", store=store)
+        assert dropped
+        found = hq.run(long_one, name="b", store=store)
+        assert found["x"].tobytes() == expected["x"].tobytes()
+        assert [r.i for r in recorded(store / "b", records.Row)] == list(range(found["nfev"]))
+
     def test_what_cannot_be_recorded_ends_the_loop_and_not_the_engine(
         self, store: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -266,7 +266,10 @@ class _Child:
                 meanwhile = None
             answer, message = self._receive(deadline, timeout)
             while answer == frames.PART and part is not None:
+                begun = time.monotonic()
                 part(message)
+                if deadline is not None:  # what is done with a part is not the process' time
+                    deadline += time.monotonic() - begun
                 answer, message = self._receive(deadline, timeout)
             if self._left:
                 raise EngineFailed(f"engine process {self._name!r} sent more than one reply.")

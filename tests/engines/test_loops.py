@@ -106,7 +106,7 @@ def test_the_points_are_scipys_own_however_it_is_cut(process, name):
     assert same.x.tobytes() == found.x.tobytes()
 
 
-@pytest.mark.parametrize("name", ["exact", "differences", "sampled"])
+@pytest.mark.parametrize("name", ["shift", "differences", "sampled"])
 def test_points_arrive_while_the_process_goes_on(process, name):
     long = {**CASES[name][3], "options": {"maxiter": 150}}
     points, found, _ = in_slices(process.advance, loop(name, f"at-once-{name}", settings=long), 60.0)
@@ -184,6 +184,7 @@ class TestLoops:
     def test_who_knows_the_parts_goes_on_after_them(self, monkeypatch):
         monkeypatch.setattr("hybridq.engines.loops._PART_SECONDS", 0.0)
         loops, parts = self.loops(), []
+        loops.advance(loop("differences", "warm"), 0, None, 1e-9)
 
         def arrive(part):
             parts.append(part)
@@ -194,7 +195,15 @@ class TestLoops:
         assert parts
         known = found.first + len(found.points)
         assert loops.advance(loop("differences"), known, None, 60.0).state == "done"
-        assert loops.advance(loop("differences"), known - 1, None, 60.0).state == "lost"
+
+    def test_who_knows_less_than_the_parts_is_told(self, monkeypatch):
+        monkeypatch.setattr("hybridq.engines.loops._PART_SECONDS", 0.0)
+        loops, parts = self.loops(), []
+        loops.advance(loop("differences"), 0, None, 1e-9)
+        found = loops.advance(loop("differences"), 1, None, 0.3, lambda part: [parts.append(part), time.sleep(0.3)])
+        assert found.state == "more"
+        assert parts
+        assert loops.advance(loop("differences"), 1, None, 60.0).state == "lost"
 
     def test_many_wait_and_the_oldest_is_dropped(self):
         loops = self.loops()

@@ -35,8 +35,8 @@ def sampled(theta):
 
 @hq.quantum
 def circuit(angle):
-    long = efficient_su2(16, reps=8, entanglement="linear")
-    return hq.expval(long, "Z" * 16, np.full(long.num_parameters, angle))
+    long = efficient_su2(17, reps=8, entanglement="linear")
+    return hq.expval(long, "Z" * 17, np.full(long.num_parameters, angle))
 
 
 @hq.workflow
