@@ -31,6 +31,8 @@ BESIDE = CALLS | FILES
 """Rows whose cases go on beside a cluster that is there already, or without one."""
 FEW = {"memory": 2, "takes-long": 1, "results": 4, "travel": 9, "archive": 2, "skew": 1, "lasting": 0, "chaos": 0}
 """Of those the cases of the fast tests."""
+ELSEWHERE = {"kill-scheduler": 1, "poison": 2}
+"""Cases of the cluster's rows that are tests of `tests/test_cluster.py` and `tests/test_dispatch.py`."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,9 @@ def test_a_run_survives_kills_at_random(undisturbed: Forks, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("row", "seed"), [(row, seed) for row in CLUSTER for seed in range(CLUSTER[row].brief)])
+@pytest.mark.parametrize(
+    ("row", "seed"), [(row, seed) for row in CLUSTER for seed in range(CLUSTER[row].brief - ELSEWHERE.get(row, 0))]
+)
 def test_a_run_survives_what_happens_to_its_cluster(undisturbed: Forks, row: str, seed: int) -> None:
     survives(undisturbed, row, seed)
 

@@ -162,8 +162,9 @@ def stop_scheduler(processes: list[Marked], _: Client) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", ["address", "client"])
-@pytest.mark.parametrize("fault", [kill_scheduler, stop_scheduler], ids=["killed", "ended"])
+@pytest.mark.parametrize(
+    ("fault", "given"), [(kill_scheduler, "client"), (stop_scheduler, "address")], ids=["killed", "ended"]
+)
 def test_a_scheduler_that_is_lost_is_waited_for_and_what_was_unfinished_is_asked_again(
     store: Path, tmp_path: Path, fault: Callable[..., None], given: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
