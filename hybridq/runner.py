@@ -1265,9 +1265,8 @@ class _Shipped:
         for k, point in enumerate(points):
             asked = self._describe(point.x)
             same = all([mine is its for mine, its in zip(_parts(asked), parts, strict=True)])
-            if (
-                not same or known + k == 0 or k == len(points) - 1
-            ):  # what is the same object may still have been changed in place
+            # what is the same object may still have been changed in place
+            if not same or known + k == 0 or k == len(points) - 1:
                 again = self._program(asked, known + k)
                 same = (again.template.digest, again.shots, again.plan) == (
                     first.template.digest,

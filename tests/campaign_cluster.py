@@ -8,9 +8,11 @@ import json
 import random
 import signal
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from hybridq.journal import read_records
 STUDY = Path(__file__).parent / "studies" / "clustered.py"
 IN_FLIGHT = 8
 """Steps at most that are on two workers at once, and those that are tried once more before they are given up."""
+Fault = Callable[[Marked, random.Random, Case], AbstractContextManager[float]]
+"""What is done to a run: see `_inject`."""
 LINES = 103
 """Those of the study's log in an undisturbed run: 63 steps begun, 40 circuits done."""
 
@@ -46,8 +50,9 @@ class Place:
 
     def open(self) -> set[str]:
         """What had begun and is not recorded yet: steps, and loops; and for each chain its next circuit."""
-        found = self.records()
-        loops = {number: r.at for number, r in read_records(self.store / "study") if isinstance(r, records.Loop)}
+        entries = read_records(self.store / "study")
+        loops = {number: r.at for number, r in entries if isinstance(r, records.Loop)}
+        found = [r for _, r in entries]
         done = {r.at for r in found if isinstance(r, (records.Step, records.Evaluation))}
         done |= {loops[r.loop] for r in found if isinstance(r, records.LoopEnd)}
         lines = Counter(self.lines())
@@ -110,22 +115,23 @@ def _moments(rng: random.Random, faults: int) -> list[int]:
 
 
 def _inject(case: Case, run: Marked, place: Place, rng: random.Random, faults: int,
-            fault: Callable[[], None]) -> list[Any]:  # fmt: skip
+            fault: Callable[[], AbstractContextManager[float]]) -> list[Any]:  # fmt: skip
     """Do ``fault`` again and again, each time when all that the one before had hit is recorded.
 
-    Returns what was recorded when the last one was done.
+    A fault is done as its context is entered, which gives the moment; what must be true afterwards is looked at as it
+    is left. Returns what was recorded when the last one was done.
     """
     case.faults, kept = 0, []
     for moment in _moments(rng, faults):
         if not _reached(place, run, moment):
             break
-        kept, hit, begun = place.records(), place.open(), time.monotonic()
-        fault()
-        hit |= place.open()  # a step may have begun just before
-        case.faults += 1
-        recovered = wait_until(lambda hit=hit: not hit & place.open() or run.process.poll() is not None, 120)
-        case.seconds.append(time.monotonic() - begun)
-        case.check(recovered, f"never recorded: {hit & place.open()}")
+        kept, hit = place.records(), place.open()
+        with fault() as done:
+            hit |= place.open()  # a step may have begun just before
+            case.faults += 1
+            recovered = wait_until(lambda hit=hit: not hit & place.open() or run.process.poll() is not None, 120)
+            case.seconds.append(time.monotonic() - done)
+            case.check(recovered, f"never recorded: {hit & place.open()}")
     case.check(case.faults == faults, f"the run had ended after {case.faults} of {faults} faults")
     return kept
 
@@ -145,7 +151,7 @@ def _judge(case: Case, run: Marked, place: Place, expected: Any, kept: list[Any]
     case.check(wait_until(lambda: not run.alive(), SOON), f"left behind: {run.alive()}")
 
 
-def _disturbed(seed: int, what: str, faults: int, fault: Callable[[Marked, random.Random, Case], None]) -> Case:
+def _disturbed(seed: int, what: str, faults: int, fault: Fault) -> Case:
     """A run on two workers of its own, with faults in the middle."""
     rng, case = random.Random(seed), Case(what)
     with tempfile.TemporaryDirectory() as scratch:
@@ -158,8 +164,12 @@ def _disturbed(seed: int, what: str, faults: int, fault: Callable[[Marked, rando
 
 def kill(process: psutil.Process) -> None:
     """``kill -9`` of a process that may have ended."""
+    _signal(process, signal.SIGKILL)
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
 
 
 def _busy(run: Marked) -> psutil.Process | None:
@@ -184,13 +194,14 @@ def _work(process: psutil.Process) -> float:
 def kill_engine(_: Forks, seed: int) -> Case:
     """``kill -9`` of an engine process in the middle of a circuit: its worker survives, the program is tried again."""
 
-    def fault(run: Marked, rng: random.Random, case: Case) -> None:
+    @contextmanager
+    def fault(run: Marked, rng: random.Random, case: Case) -> Iterator[float]:
         before = {p.pid for p in workers(run)}
         busy = _busy(run)
         case.check(busy is not None, "the run had ended before an engine was busy again")
         if busy is not None:
             kill(busy)
-        time.sleep(0.5)
+        yield time.monotonic()
         case.check(
             all(psutil.pid_exists(pid) for pid in before) or run.process.poll() is not None, "a worker went, too"
         )
@@ -198,12 +209,14 @@ def kill_engine(_: Forks, seed: int) -> Case:
     return _disturbed(seed, "kill -9 of an engine process", 5, fault)
 
 
-def _killed(run: Marked, case: Case, gone: list[psutil.Process]) -> None:
-    """Kill workers, and wait until there are as many again."""
+@contextmanager
+def _killed(run: Marked, case: Case, gone: list[psutil.Process]) -> Iterator[float]:
+    """Kill workers; there are as many again soon."""
     count, begun = len(workers(run)), time.monotonic()
     case.check(bool(gone), "there was no worker")
     for worker in gone:
         kill(worker)
+    yield begun
     pids = {worker.pid for worker in gone}
     back = wait_until(lambda: len({p.pid for p in workers(run)} - pids) >= count
                       or run.process.poll() is not None, SOON)  # fmt: skip
@@ -230,15 +243,16 @@ def kill_workers(_: Forks, seed: int) -> Case:
 def stop_worker(_: Forks, seed: int) -> Case:
     """A worker process that is stopped for 10 to 60 s, and goes on."""
 
-    def fault(run: Marked, rng: random.Random, case: Case) -> None:
+    @contextmanager
+    def fault(run: Marked, rng: random.Random, case: Case) -> Iterator[float]:
         stopped = _any(run, rng)
         case.check(bool(stopped), "there was no worker")
         for worker in stopped:
             worker.send_signal(signal.SIGSTOP)
-        time.sleep(rng.uniform(10, 60))
-        for worker in stopped:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.send_signal(signal.SIGCONT)
+        goes_on = threading.Timer(rng.uniform(10, 60), lambda: [_signal(worker, signal.SIGCONT) for worker in stopped])
+        goes_on.start()
+        yield time.monotonic()
+        goes_on.join()
 
     return _disturbed(seed, "SIGSTOP of a worker, then SIGCONT", 1, fault)
 
@@ -270,10 +284,13 @@ def kill_scheduler(_: Forks, seed: int) -> Case:
         first = there.enter_context(scheduler_and_workers({}, {}, port=port))[1]
         run = Marked(STUDY, place.log, place.store, f"tcp://127.0.0.1:{port}", "no")
 
-        def fault() -> None:
+        @contextmanager
+        def fault() -> Iterator[float]:
+            begun = time.monotonic()
             first[0].kill()
             there.close()  # the workers are ended, too
             there.enter_context(scheduler_and_workers({}, {}, port=port))
+            yield begun
 
         kept = _inject(case, run, place, rng, 1, fault)
         _judge(case, run, place, expected, kept)
@@ -288,12 +305,15 @@ def kill_nanny(_: Forks, seed: int) -> Case:
         place, nannies = Place(Path(scratch) / "log", Path(scratch) / "store"), there[1:]
         run = Marked(STUDY, place.log, place.store, address, "no")
 
-        def fault() -> None:
+        @contextmanager
+        def fault() -> Iterator[float]:
+            begun = time.monotonic()
             victim = psutil.Process(nannies.pop(rng.randrange(len(nannies))).process.pid)
             below = victim.children(recursive=True)
             kill(victim)
             for child in below:
                 kill(child)
+            yield begun
 
         kept = _inject(case, run, place, rng, 2, fault)
         _judge(case, run, place, expected, kept)

@@ -769,9 +769,8 @@ class Corrections:
     def __init__(self, capacity: int = 4096) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._ratios: OrderedDict[str, tuple[float, ...]] = OrderedDict()
-        self._medians: dict[str, float] = {}
-        """Of the ratios of each."""
+        self._ratios: OrderedDict[str, tuple[float, tuple[float, ...]]] = OrderedDict()
+        """The last of each, and before them their median."""
         self._kinds: dict[str, tuple[float, ...]] = {}
 
     def __len__(self) -> int:
@@ -779,9 +778,9 @@ class Corrections:
 
     def factor(self, program: Program) -> float:
         """What an estimate is multiplied by; 1 where nothing is known."""
-        known = self._medians.get(fingerprint(program))
+        known = self._ratios.get(fingerprint(program))
         if known is not None:
-            return known
+            return known[0]
         ratios = self._kinds.get(_kind(program), ())
         return 1.0 if len(ratios) < _KIND // 3 else statistics.median(ratios)
 
@@ -797,11 +796,11 @@ class Corrections:
             return
         key, kind, ratio = fingerprint(program), _kind(program), observed / estimate
         with self._lock:
-            ratios = self._ratios[key] = (*self._ratios.pop(key, ()), ratio)[-_KEPT:]
-            self._medians[key] = statistics.median(ratios)
+            ratios = (*self._ratios.pop(key, (1.0, ()))[1], ratio)[-_KEPT:]
+            self._ratios[key] = statistics.median(ratios), ratios
             self._kinds[kind] = (*self._kinds.get(kind, ()), ratio)[-_KIND:]
             if len(self._ratios) > self._capacity:
-                del self._medians[self._ratios.popitem(last=False)[0]]
+                self._ratios.popitem(last=False)
 
 
 _MEASURED: Mapping[str, Mapping[str, float]] = {

@@ -151,20 +151,14 @@ class EngineProcess:
 
         def part(message: bytes) -> None:
             assert arrived is not None
-            arrived(self._advance_of(message))
+            arrived(_advance_of(message))
 
         parts = arrived is not None
         packed = wire.pack_loop(loop, len(points), None, seconds, parts)
-        found = self._advance_of(self.run(packed, timeout, frames.ADVANCE, expected=expected, part=part))
+        found = _advance_of(self.run(packed, timeout, frames.ADVANCE, expected=expected, part=part))
         if found.state == "lost":
             again = wire.pack_loop(loop, len(points), points, seconds, parts)
-            found = self._advance_of(self.run(again, timeout, frames.ADVANCE, expected=expected, part=part))
-        return found
-
-    def _advance_of(self, message: bytes) -> Advance:
-        found = wire.unpack_advance(message)
-        if not isinstance(found, Advance):
-            raise found
+            found = _advance_of(self.run(again, timeout, frames.ADVANCE, expected=expected, part=part))
         return found
 
     def kill(self) -> None:
@@ -199,6 +193,14 @@ class EngineProcess:
         if child is None:
             child = self._child = _Child(self.max_bytes, self.name, self._eager)
         return child
+
+
+def _advance_of(message: bytes) -> Advance:
+    """What a slice or a part of one came to; raises the error in its place."""
+    found = wire.unpack_advance(message)
+    if not isinstance(found, Advance):
+        raise found
+    return found
 
 
 class _Ended(EngineFailed):
