@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from hybridq.cluster import Cluster
 
 __all__ = [
-    "Advanced", "Changed", "Dispatcher", "Evaluated", "Incident", "Interrupted", "Load", "LoopAsk", "Places",
+    "Advanced", "Dispatcher", "Evaluated", "Incident", "Interrupted", "Load", "LoopAsk", "Places",
     "ProgramAsk", "StepAsk", "driver_device", "driver_engine", "places_of",
 ]  # fmt: skip
 
@@ -90,10 +90,6 @@ _UNGUARDED = (
     "the script calls hq.run at its top level, and each worker process imports the script: put the call below "
     '`if __name__ == "__main__":`.'
 )
-
-
-class Changed(Exception):
-    """A program is not what was asked for: something that it was made of has changed since."""
 
 
 class Interrupted(BaseException):
@@ -161,9 +157,6 @@ class ProgramAsk(_Ask):
     kind = "quantum"
     program: Program
     finish: Callable[[Evaluated], Any]
-    unchanged: Callable[[], bool] | None = None
-    """Whether the program is what was asked for, if that is still to be looked at: best while it is evaluated. Where it
-    is not, it fails as `Changed`."""
     lone: bool = False
     """Whether it travels alone: it was with others whose engine process outgrew its memory."""
     part: Part | None = None
@@ -257,7 +250,7 @@ class Places:
         `Program.divisible` says of it.
         """
         hosted = bool(device) or backend in self.hosting
-        if alone and not hosted and _at_hand(required, self.workers):
+        if alone and not hosted and _near(required, self.workers):
             return "the driver's engine"
         job = Job(what, required, pin=device or None, backend=backend if hosted else "")
         ledger = Ledger(expected=(*self.workers, *self.beside))
@@ -297,7 +290,7 @@ class Incident:
     reason: str
 
 
-def _at_hand(required: Need, workers: Sequence[Device]) -> bool:
+def _near(required: Need, workers: Sequence[Device]) -> bool:
     """Whether the driver's engine is the place for a lone program: it is short, or fits nowhere else."""
     if required.bytes > _driver_bytes():
         return False
@@ -380,20 +373,45 @@ class Dispatcher:
         if seen < _LEARNED or seen % _LEARNED == 0:
             self._corrections.observe(asked, outcome.seconds * speed, self._calibration, first=seen == 0)
 
-    def evaluate(self, ask: ProgramAsk, *, alone: bool) -> None:
-        """Resolve ``ask.future``: at hand, in this thread, if the placement says so; else as `submit` does."""
+    def ahead(self, guess: Program) -> None:
+        """Let the driver's engine begin with what is probably asked for next, as `EngineProcess.ahead` does.
+
+        Raises `Interrupted` if the run is being left.
+        """
+        self._refuse_if_closed()
+        driver_engine().ahead(guess)
+
+    def evaluate(self, ask: ProgramAsk, *, alone: bool) -> Any:
+        """What ``ask`` comes to: at hand, in this thread, if the placement says so; else by `submit`, and waited for.
+
+        Its future stays as it is where nothing fails at hand: nobody else waits for it.
+        """
         try:
-            required = self.need(ask.program)
-            near = alone and not self._hosted(ask.program) and self._near(required)
+            required = self._at_hand(ask, alone)
+            if required is not None:
+                return ask.finish(self._evaluate_here(ask, required.bytes))
+        except BaseException as error:
+            _resolve(ask.future, functools.partial(_raise, error))
+            raise
+        self.submit(ask)
+        return ask.future.result()
+
+    def start(self, ask: ProgramAsk, *, alone: bool) -> None:
+        """Resolve ``ask.future``: at hand, before this returns, if the placement says so; else as `submit` does."""
+        try:
+            required = self._at_hand(ask, alone)
         except HybridqError as error:
-            ask.future.set_exception(error if ask.unchanged is None or ask.unchanged() else Changed())
+            ask.future.set_exception(error)
             return
-        if near:
-            _resolve(ask.future, lambda: ask.finish(self._evaluate_here(ask, required.bytes)))
-        elif ask.unchanged is not None and not ask.unchanged():
-            ask.future.set_exception(Changed())
-        else:
+        if required is None:
             self.submit(ask)
+        else:
+            _resolve(ask.future, lambda: ask.finish(self._evaluate_here(ask, required.bytes)))
+
+    def _at_hand(self, ask: ProgramAsk, alone: bool) -> Need | None:
+        """What a program needs, if the driver's engine is the place for it; raises what it is refused with."""
+        required = self.need(ask.program)
+        return required if alone and not self._hosted(ask.program) and self._near(required) else None
 
     def submit(self, ask: ProgramAsk) -> None:
         """Queue one program for the cluster; its future is resolved when it was recorded, or cannot be had."""
@@ -586,10 +604,7 @@ class Dispatcher:
             started = time.time()
             outcome: Outcome | HybridqError
             try:
-                if ask.unchanged:
-                    outcome = self._checked(ask, asked, expected)
-                else:
-                    (outcome,) = driver_engine().evaluate([asked], ask.timeout, expected=expected)
+                (outcome,) = driver_engine().evaluate([asked], ask.timeout, expected=expected)
             except EngineFailed as error:
                 outcome = error
             if isinstance(outcome, Outcome):
@@ -599,21 +614,6 @@ class Dispatcher:
             if not _worth_another_try(outcome, ask.tries):
                 raise outcome
             self._note("retried", ask, outcome)
-
-    def _checked(self, ask: ProgramAsk, asked: Program, expected: int) -> Outcome | HybridqError:
-        """Evaluate ``asked``, of which it is still to be seen, meanwhile, whether it is what was asked for."""
-        check, ask.unchanged = ask.unchanged, None
-        assert check is not None
-        found: list[bool] = []
-        try:
-            outcome = driver_engine().evaluate([asked], ask.timeout, lambda: found.append(check()), expected)[0]
-        except HybridqError:
-            if not check():
-                raise Changed from None
-            raise
-        if not (found[0] if found else check()):
-            raise Changed
-        return outcome
 
     def _advance_here(self, ask: LoopAsk, expected: int) -> Advanced:
         while True:
@@ -642,7 +642,7 @@ class Dispatcher:
     def _near(self, required: Need) -> bool:
         """Whether the driver's engine is the place for a lone program; short ones are not kept by a look at workers."""
         known = self._ledger is not None
-        return _at_hand(required, () if known and required.seconds < _WORTH_THE_TRIP else self._workers_known())
+        return _near(required, () if known and required.seconds < _WORTH_THE_TRIP else self._workers_known())
 
     def _workers_known(self) -> Sequence[Device]:
         """The workers as devices: as they are once the cluster runs, as they will be before a local one is started."""

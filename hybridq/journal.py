@@ -20,13 +20,14 @@ import fcntl
 import hashlib
 import json
 import math
+import operator
 import os
 import re
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -303,23 +304,31 @@ def unpack_array(text: str) -> NDArray[np.float64]:
 
 def _text(record: Record) -> bytes:
     """A record's line from its first member on."""
-    kind = type(record)
-    parts = [f'"k":"{kind.kind}"', *[f"{start}{_json(getattr(record, name))}" for name, start in _STARTS[kind]]]
+    first, starts, members = _LAYOUTS[type(record)]
+    parts = [first]
+    for start, value in zip(starts, members(record), strict=True):
+        kind = type(value)  # what most are is written in less time than `json.dumps` takes
+        if value is None:
+            parts.append(start + "null")
+        elif kind is int or (kind is float and math.isfinite(value)):
+            parts.append(start + repr(value))
+        else:
+            parts.append(start + (value.json if kind is Written else to_json(value)))
     text = ",".join(parts)
     return text.encode("utf-8", "backslashreplace") + b"}"  # a lone surrogate, as of a file's name, as JSON's escape
 
 
-_STARTS = {kind: tuple((name, f'"{name}":') for name in names) for kind, names in _FIELDS.items()}
+def _getter(names: tuple[str, ...]) -> Callable[[Record], tuple[Any, ...]]:
+    """All members at once; `operator.attrgetter` gives one by itself."""
+    get = operator.attrgetter(*names)
+    return get if len(names) > 1 else lambda record: (get(record),)
 
 
-def _json(value: Any) -> str:
-    """A record's member: what `json.dumps` makes of it, in less time for what most are."""
-    kind = type(value)
-    if value is None:
-        return "null"
-    if kind is int or (kind is float and math.isfinite(value)):
-        return repr(value)
-    return value.json if kind is Written else to_json(value)
+_LAYOUTS = {
+    kind: (f'"k":"{kind.kind}"', tuple(f'"{name}":' for name in names), _getter(names))
+    for kind, names in _FIELDS.items()
+}
+"""Of each kind of record: its line's beginning, what stands before each member, and all members at once."""
 
 
 # -- run directories ---------------------------------------------------------------------------------------------
@@ -582,16 +591,17 @@ class Journal:
         texts = [_text(record) for record in several]
         with self._lock:
             self._check()
-            chain, lines = self._tail.chain, []
+            tail = self._tail
+            chain, lines = tail.chain, []
             for text in texts:
                 chain = link(chain, text)
                 lines.append(b'{"chain":"' + chain.encode() + b'",' + text + b"\n")
             whole = b"".join(lines)
             self._write(whole)
-            number = self._tail.line + len(lines)
+            number = tail.line + len(texts)
             if self._follower is not None:
-                self._follower.extend(enumerate(several, self._tail.line + 1))
-            self._tail = _Tail(chain, self._tail.size + len(whole), number)
+                self._follower.extend(enumerate(several, tail.line + 1))
+            self._tail = _Tail(chain, tail.size + len(whole), number)
             self._writing = False
         if not self._dirty.is_set():  # else a sync is to come that begins after this
             self._dirty.set()
@@ -610,9 +620,12 @@ class Journal:
         """Keep an encoded value; return the document that stands for it in a record."""
         for name, data in encoded.attachments.items():
             self._store_file(name, data)
+        document = encoded.document
+        if type(document) is Written and len(document.json) <= _INLINE_BYTES:  # plain ASCII
+            return document
         text = encoded.text
         if len(text) <= _INLINE_BYTES:
-            return encoded.document
+            return document
         name = f"{digest_bytes(text)}.json"
         self._store_file(name, text)
         return {"$": "file", "f": name}

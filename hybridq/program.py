@@ -45,10 +45,12 @@ __all__ = [
     "Request",
     "Template",
     "derivatives",
+    "moved",
     "numeric_plan",
     "physical",
     "program",
     "result",
+    "single",
 ]
 
 MAX_SHOTS = 2**31 - 1
@@ -305,14 +307,11 @@ class Outcome:
 # -- from request to program -------------------------------------------------------------------------------------
 
 
-def program(request: Request, *, seed: int, location: Location, gradient: str = "none",
-            site: Site = LOCAL, later: list[Callable[[], bool]] | None = None) -> Program:  # fmt: skip
+def program(request: Request, *, seed: int, location: Location, gradient: str = "none", site: Site = LOCAL) -> Program:
     """Check ``request`` once and for all, and make it a program whose rows are seeded by ``seed`` and ``location``.
 
     ``gradient`` is ``none``, or one of `GRADIENTS` for derivatives by all parameters with the values; ``site`` says
-    what evaluates a request that names nothing, and what the name of a device stands for. With a list ``later``,
-    objects that were described before are taken to be unchanged, and a function is put there that looks: where it says
-    False, the program is not the request's.
+    what evaluates a request that names nothing, and what the name of a device stands for.
     Raises `WorkflowError` for anything written wrongly, before anything is spent, `NoDevice` for a device that is
     missing, and `NotFinite` for parameters that are NaN or infinite.
     """
@@ -322,7 +321,7 @@ def program(request: Request, *, seed: int, location: Location, gradient: str = 
             "do nothing else. Put classical arithmetic into a classical step or the workflow."
         )
     backend, device = site.resolve(request.backend)
-    template, observables_shape = _templates.get(request.circuit, request.observables, backend, later)
+    template, observables_shape = _templates.get(request.circuit, request.observables, backend)
     theta = _parameters(request.theta, template.circuit)
     shots = _shots(request, template)
     batch_shape = theta.shape[:-1]
@@ -336,11 +335,32 @@ def program(request: Request, *, seed: int, location: Location, gradient: str = 
         ) from None
     rows = theta.reshape(math.prod(batch_shape), template.num_parameters)
     plan = _plan(template, shots, gradient, request.grouping)
-    if plan.sampling == "exact" and plan.gradient != "spsa":
-        seeds = np.zeros((len(rows), 2), dtype=np.uint64)
-    else:
-        seeds = np.array([seed_key(seed, location, row) for row in range(len(rows))], dtype=np.uint64).reshape(-1, 2)
+    seeds = _seeds(plan, seed, location, len(rows))
     return Program(template, rows, shots, seeds, plan, batch_shape, observables_shape, device)
+
+
+def _seeds(plan: NumericPlan, seed: int, location: Location, rows: int) -> Array:
+    if plan.sampling == "exact" and plan.gradient != "spsa":
+        return np.zeros((rows, 2), dtype=np.uint64)
+    return np.array([seed_key(seed, location, row) for row in range(rows)], dtype=np.uint64).reshape(-1, 2)
+
+
+def moved(before: Program, theta: Any, *, seed: int, location: Location) -> Program | None:
+    """What `program` would make of the request of ``before``, of one row, with other parameters, if nothing is changed.
+
+    Nothing is checked: it is a guess, for who begins with it and looks meanwhile. None where it cannot be made.
+    """
+    try:
+        row = np.asarray(theta)
+    except ValueError:  # no array
+        return None
+    if row.dtype.kind not in "iufb" or row.shape != before.theta.shape[1:]:
+        return None
+    rows, seeds = row.astype(np.float64, copy=False).reshape(1, -1), _seeds(before.plan, seed, location, 1)
+    return Program(
+        before.template, rows, before.shots, seeds, before.plan, before.batch_shape, before.observables_shape,
+        before.device,
+    )  # fmt: skip
 
 
 def result(program: Program, outcome: Outcome) -> Estimate | BitArray:
@@ -353,9 +373,9 @@ def result(program: Program, outcome: Outcome) -> Estimate | BitArray:
 
         bits = outcome.bits.reshape(*program.batch_shape, *outcome.bits.shape[1:])
         return BitArray(bits, program.template.circuit.num_clbits or program.template.num_qubits)
-    if _single(program, outcome) and _all_finite(outcome):
-        stderr = outcome.stderrs.item() if program.shots is not None else 0.0
-        return Estimate(outcome.values.item(), stderr, program.shots)
+    found = single(program, outcome)
+    if found is not None:
+        return Estimate(found[0], found[1], program.shots)
     _check_finite(program, outcome)
     return Estimate(
         _arrange(program, outcome.values),
@@ -370,24 +390,28 @@ def derivatives(program: Program, outcome: Outcome) -> Array:
     Raises `NotFinite` as `result` does.
     """
     assert outcome.gradients is not None
-    if _single(program, outcome) and _all_finite(outcome):
-        single: Array = outcome.gradients[0, 0].copy()
-        return single
+    found = single(program, outcome)
+    if found is not None and found[2] is not None:
+        return found[2]
     _check_finite(program, outcome)
     columns = [_arrange(program, outcome.gradients[:, :, p]) for p in range(program.template.num_parameters)]
     shape = np.broadcast_shapes(program.batch_shape, program.observables_shape)
     return np.stack(columns, axis=-1) if columns else np.zeros((*shape, 0))
 
 
-def _single(program: Program, outcome: Outcome) -> bool:
-    """Whether it is one value, not an array of one: what loops ask for, in a hurry."""
-    return outcome.values.shape == (1, 1) and program.batch_shape == program.observables_shape == ()
+def single(program: Program, outcome: Outcome) -> tuple[float, float, Array | None] | None:
+    """The value, its standard error and its gradient, if any, of an outcome of one value; None of any other.
 
-
-def _all_finite(outcome: Outcome) -> bool:
-    """Whether an outcome of one value is finite, with its error and its gradient."""
-    finite = math.isfinite(outcome.values.item()) and math.isfinite(outcome.stderrs.item())
-    return finite and (outcome.gradients is None or bool(np.isfinite(outcome.gradients).all()))
+    What loops ask for, in a hurry. Raises `NotFinite` as `result` does.
+    """
+    if outcome.values.shape != (1, 1) or program.batch_shape or program.observables_shape or outcome.bits is not None:
+        return None
+    value = outcome.values.item()
+    stderr = outcome.stderrs.item() if program.shots is not None else 0.0
+    gradient: Array | None = None if outcome.gradients is None else outcome.gradients[0, 0].copy()
+    if not (math.isfinite(value) and math.isfinite(stderr) and (gradient is None or np.isfinite(gradient).all())):
+        _check_finite(program, outcome)
+    return value, stderr, gradient
 
 
 def _check_finite(program: Program, outcome: Outcome) -> None:
@@ -560,17 +584,12 @@ class _TemplateCache:
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[int, int, str], _Known] = OrderedDict()
 
-    def get(self, circuit: Any, observables: Any, backend: AnyBackend, later: list[Callable[[], bool]] | None = None
-            ) -> tuple[Template, tuple[int, ...]]:  # fmt: skip
+    def get(self, circuit: Any, observables: Any, backend: AnyBackend) -> tuple[Template, tuple[int, ...]]:
         key = (id(circuit), id(observables), backend.identity)
         with self._lock:
             entry = self._known.get(key)
-        if entry is not None and entry.of(circuit, observables):
-            if later is not None:
-                later.append(entry.holds)
-                return entry.template, entry.shape
-            if entry.holds():
-                return entry.template, entry.shape
+        if entry is not None and entry.of(circuit, observables) and entry.holds():
+            return entry.template, entry.shape
         if not isinstance(circuit, QuantumCircuit):
             raise WorkflowError(f"the circuit is {_describe(circuit)}; give a qiskit.QuantumCircuit.")
         # what is compared later is taken first: what changes from here on is noticed

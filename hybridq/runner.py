@@ -29,7 +29,7 @@ import numpy as np
 from hybridq import journal as records
 from hybridq.calibration import processor
 from hybridq.differences import two_columns
-from hybridq.dispatch import Advanced, Changed, Dispatcher, Evaluated, LoopAsk, Places, ProgramAsk, StepAsk
+from hybridq.dispatch import Advanced, Dispatcher, Evaluated, LoopAsk, Places, ProgramAsk, StepAsk
 from hybridq.engines.costs import DEFAULT, Calibration
 from hybridq.engines.loops import Advance, Loop, Point, encode_result
 from hybridq.errors import (
@@ -60,7 +60,7 @@ from hybridq.planning import (
     unknown_in,
 )
 from hybridq.problems.problem import Problem
-from hybridq.program import Estimate, NumericPlan, Outcome, Program, Request, derivatives, program, result
+from hybridq.program import Estimate, NumericPlan, Outcome, Program, Request, derivatives, moved, program, result
 from hybridq.progress import LoopProgress, Progress
 from hybridq.recorded import Earlier, LoopRecord, circuit_key, differs, index
 from hybridq.resources import ROUND_TRIP, Need
@@ -73,6 +73,8 @@ from hybridq.values import Encoded, decode, digest, encode, same_value
 __all__ = ["Counts", "LoopCall", "Pending", "PlannedRun", "Run", "StepCall", "describe_call", "follows", "scalar"]
 
 _TOLERANCE = 1e-9
+_BRIEF = 5e-3
+"""An evaluation that takes no longer, in seconds, may be made in vain."""
 _ENVIRONMENT = ("hybridq-scheduler", "numpy", "scipy", "qiskit", "qiskit-aer", "pyscf", "dask", "distributed")
 
 
@@ -151,8 +153,12 @@ class Pending:
         try:
             return self._future.result()
         except BaseException:  # a step's own SystemExit is a failure like any other
-            scope.failures += [f for f in self._failures if f not in scope.failures]
+            self.failed(scope)
             raise
+
+    def failed(self, scope: Scope) -> None:
+        """Note in ``scope`` that the call's failure is raised in it."""
+        scope.failures += [f for f in self._failures if f not in scope.failures]
 
     @property
     def future(self) -> Future[Any]:
@@ -172,6 +178,28 @@ class _Answer(Future[Any]):
         if exception is not None:
             self._note(exception)
         super().set_exception(exception)
+
+
+@dataclass(frozen=True)
+class _Last:
+    """An evaluation that was short, and what was asked."""
+
+    request: Request
+    gradient: str
+    program: Program
+
+    def like(self, request: Request, gradient: str) -> bool:
+        """Whether ``request`` is of the same objects, but for its parameters."""
+        before = self.request
+        return (
+            request.circuit is before.circuit
+            and request.observables is before.observables
+            and request.shots is before.shots
+            and request.precision is before.precision
+            and request.backend is before.backend
+            and request.grouping is before.grouping
+            and gradient == self.gradient
+        )
 
 
 class Run:
@@ -198,6 +226,8 @@ class Run:
         self._sources: dict[int, tuple[Any, Source]] = {}
         self._circuits: set[tuple[str, NumericPlan]] = set()
         """Programs and plans that are known to be recorded."""
+        self._last: _Last | None = None
+        """The last evaluation, if the driver's engine may begin with the next one before it is looked at."""
         self._awake = 1
         """Threads of the run that are not waiting for others."""
         self.interrupted: KeyboardInterrupt | None = None
@@ -462,39 +492,40 @@ class Run:
         With a ``gradient`` the answer is the derivatives instead of the value. ``timeout`` is in seconds.
         """
         request = describe_call(name, describe)
-        later: list[Callable[[], bool]] = []
-        pending, ask = self._requested(location, name, request, gradient, later)
-        if ask is not None:
-            ask.unchanged, ask.timeout = later[0] if later else None, timeout
-            self.dispatcher.evaluate(ask, alone=self._awake == 1)
+        pending, ask = self._asked(location, name, self._program(location, request, gradient), gradient, request)
+        if ask is None:
+            return pending.take(scope)
+        ask.timeout = timeout
         try:
-            return pending.take(scope)
-        except Changed:
-            pending, ask = self._requested(location, name, request, gradient)
-            assert ask is not None
-            ask.timeout = timeout
-            self.dispatcher.evaluate(ask, alone=self._awake == 1)
-            return pending.take(scope)
+            return self.dispatcher.evaluate(ask, alone=self._awake == 1)
+        except BaseException:
+            pending.failed(scope)
+            raise
 
-    def _requested(self, location: Location, name: str, request: Request, gradient: str,
-                   later: list[Callable[[], bool]] | None = None) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
-        """As `_asked`, of the program that ``request`` comes to.
+    def _program(self, location: Location, request: Request, gradient: str = "none", lone: bool = True) -> Program:
+        """The program that ``request`` comes to; the driver's engine may have begun with it, if it is ``lone``.
 
-        With a list ``later``, a program that can do no harm if it is evaluated in vain may be the one of the call
-        before, of the same circuit and observables: whether they are what they were is looked at later.
+        Where all but the parameters is what it was in the call before, which that engine answered within moments, the
+        program is sent there as it probably is, and looked at while it is evaluated. If it turns out to be another one,
+        or to go elsewhere, the answer is forgotten: who asks the engine names all of a program, to the last byte.
         """
-        make = functools.partial(program, request, seed=self.seed, location=location, gradient=gradient, site=self.site)
-        if later is None or self._earlier is not None or self._awake > 1 or not self._unknown(location):
-            return self._asked(location, name, make(), gradient)
-        try:
-            asked = make(later=later)
-        except HybridqError:
-            later.clear()
-            asked = make()
-        known = (asked.template.digest, asked.plan) in self._circuits and asked.plan.engine != "backend"
-        if later and not known and not later.pop()():
-            asked = make()
-        return self._asked(location, name, asked, gradient)
+        last, lone = self._last, lone and self._awake == 1
+        if lone and last is not None and last.like(request, gradient) and self._unknown(location):
+            guess = moved(last.program, request.theta, seed=self.seed, location=location)
+            if guess is not None:
+                self.dispatcher.ahead(guess)
+        return program(request, seed=self.seed, location=location, gradient=gradient, site=self.site)
+
+    def _repeatable(self, request: Request | None, asked: Program, gradient: str) -> _Last | None:
+        """What to remember of an evaluation that is answered at hand within moments, for `_program`."""
+        single = asked.batch_shape == () and asked.plan.engine != "backend"
+        if request is None or not single or self._earlier is not None:
+            return None
+        return _Last(request, gradient, asked)
+
+    def _answered_at_hand(self, last: _Last | None, answer: Evaluated) -> None:
+        if last is not None and answer.where == "driver" and answer.outcome.seconds < _BRIEF:
+            self._last = last
 
     def begin(self, name: str, requests: Sequence[tuple[Location, Request]]) -> list[tuple[Program, Pending]]:
         """Quantum evaluations of one call, begun together; their values are taken later.
@@ -505,16 +536,16 @@ class Run:
         asked = []
         for location, request in requests:
             try:
-                made = program(request, seed=self.seed, location=location, site=self.site)
+                made = self._program(location, request, lone=len(requests) == 1)
             except HybridqError as error:
                 _note(error, location)
                 raise
-            asked.append((location, made))
-        begun = [(made, *self._asked(location, name, made)) for location, made in asked]
+            asked.append((location, made, request))
+        begun = [(made, *self._asked(location, name, made, request=request)) for location, made, request in asked]
         asks = [ask for _, _, ask in begun if ask is not None]
         short = len(asks) == 1 or sum(self.dispatcher.need(ask.program).seconds for ask in asks) < ROUND_TRIP
         for ask in asks:
-            self.dispatcher.evaluate(ask, alone=short and self._awake == 1)
+            self.dispatcher.start(ask, alone=short and self._awake == 1)
             if ask.future.done() and not isinstance(ask.future.exception(), Exception | None):
                 ask.future.result()  # Ctrl-C leaves now, not when the value is taken
         return [(made, pending) for made, pending, _ in begun]
@@ -522,20 +553,15 @@ class Run:
     def submit_evaluation(self, location: Location, name: str, describe: Callable[[], Request],
                           timeout: float | None = None) -> Pending:  # fmt: skip
         """A quantum evaluation, queued."""
-        pending, ask = self._evaluation(location, name, describe)
+        asked = program(describe_call(name, describe), seed=self.seed, location=location, site=self.site)
+        pending, ask = self._asked(location, name, asked)
         if ask is not None:
             ask.timeout = timeout
             self.dispatcher.submit(ask)
         return pending
 
-    def _evaluation(self, location: Location, name: str, describe: Callable[[], Request], gradient: str = "none"
-                    ) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
-        request = describe_call(name, describe)
-        asked = program(request, seed=self.seed, location=location, gradient=gradient, site=self.site)
-        return self._asked(location, name, asked, gradient)
-
-    def _asked(self, location: Location, name: str, asked: Program, gradient: str = "none"
-               ) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
+    def _asked(self, location: Location, name: str, asked: Program, gradient: str = "none",
+               request: Request | None = None) -> tuple[Pending, ProgramAsk | None]:  # fmt: skip
         """A program's answer from the record, or what to ask of the dispatcher for it."""
         theta = encode(asked.theta.reshape(*asked.batch_shape, -1))
         failures: list[str] = []
@@ -556,6 +582,7 @@ class Run:
             return pending, None
         self._record_circuit(asked)
         stored = self._journal.store(theta)
+        repeatable = self._repeatable(request, asked, gradient)
 
         def finish(answer: Evaluated) -> Any:
             value = (result if gradient == "none" else derivatives)(asked, answer.outcome)
@@ -566,6 +593,7 @@ class Run:
                 answer.outcome.seconds, answer.where, answer.attempt, answer.outcome.peak_bytes,
             ))  # fmt: skip
             self._keep(asked)
+            self._answered_at_hand(repeatable, answer)
             # a number with its error comes back from the record as it is
             return value if isinstance(value, Estimate) and type(value.value) is float else decode(output)
 
@@ -1129,7 +1157,7 @@ class _Objective:
         else:
             describe = functools.partial(call.describe, point.copy(), *call.args)
             request = describe_call(call.name, describe)
-            asked = program(request, seed=run.seed, location=at, gradient=self._gradient, site=run.site)
+            asked = run._program(at, request, self._gradient)
             if self._gradient != "none" and not follows(asked, point):
                 raise WorkflowError(
                     f"{at} evaluates other parameters than the optimizer's point, so its gradient is not by the "
@@ -1146,11 +1174,11 @@ class _Objective:
             ask = ProgramAsk(
                 program=asked, name=call.name, location=at, finish=finish, timeout=_least(left, call.each_timeout)
             )
-            run.dispatcher.evaluate(ask, alone=run._awake == 1)
-            estimate = ask.future.result()
+            estimate = run.dispatcher.evaluate(ask, alone=run._awake == 1)
             where = answered[0].where
             found = answered[0].outcome.gradients
             gradient = None if found is None else pack_array(found[0, 0])
+            run._answered_at_hand(run._repeatable(request, asked, self._gradient), answered[0])
         seconds = time.perf_counter() - begun
         if asked is not None:  # without what it waited for
             started, seconds = answered[0].started, answered[0].outcome.seconds

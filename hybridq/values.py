@@ -134,17 +134,21 @@ def _written(value: Any) -> Written | None:
     if layout is None:
         return None
     name, members = layout
-    numbers: dict[str, Any] = {}
-    for member in members:
-        number = numbers[member] = getattr(value, member)
-        if not (number is None or (type(number) is float and math.isfinite(number)) or type(number) is int):
+    numbers = {member: getattr(value, member) for member in members}
+    parts = []
+    for member, number in numbers.items():
+        what = type(number)
+        if what is float:
+            if not math.isfinite(number):
+                return None
+        elif what is int:
+            if number.bit_length() > _LONG_INT_BITS:
+                return None
+        elif number is not None:
             return None
-        if type(number) is int and number.bit_length() > _LONG_INT_BITS:
-            return None
-    text = ",".join([f'"{m}":{"null" if number is None else repr(number)}' for m, number in numbers.items()])
-    return Written(
-        {_TAG: "dataclass", "t": name, "v": numbers}, f'{{"{_TAG}":"dataclass","t":"{name}","v":{{{text}}}}}'
-    )
+        parts.append(f'"{member}":{"null" if number is None else repr(number)}')
+    text = f'{{"{_TAG}":"dataclass","t":"{name}","v":{{{",".join(parts)}}}}}'
+    return Written({_TAG: "dataclass", "t": name, "v": numbers}, text)
 
 
 _FLOAT = np.dtype("<f8")

@@ -24,9 +24,23 @@ from qiskit_aer.noise import amplitude_damping_error
 from qiskit_ibm_runtime.fake_provider import FakeManilaV2
 
 from hybridq.backends import Aer, Backend, Noise
+from hybridq.engines.wire import pack
 from hybridq.errors import NotFinite, WorkflowError
 from hybridq.location import Location, seed_key
-from hybridq.program import MAX_SHOTS, Estimate, Outcome, Program, Request, numeric_plan, physical, program, result
+from hybridq.program import (
+    MAX_SHOTS,
+    Estimate,
+    Outcome,
+    Program,
+    Request,
+    derivatives,
+    moved,
+    numeric_plan,
+    physical,
+    program,
+    result,
+    single,
+)
 from hybridq.sites import Site
 
 AT = Location("run/energy[0]")
@@ -659,18 +673,40 @@ def test_changes_in_place_make_another_template(name: str) -> None:
     assert (template.circuit, template.observables) == before  # a snapshot
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_changes_in_place_are_noticed_by_a_later_look_too(name: str) -> None:
-    circuit, observable = two(), SparsePauliOp(["ZZ", "XI"], [1.0, 0.5])
-    request, later = Request(circuit, observable, THETA), cast(list[Any], [])
-    template = program(request, seed=0, location=AT, later=later).template
-    assert later == []  # nothing to be compared with yet
-    assert program(request, seed=0, location=AT, later=later).template is template
-    (look,) = later
-    assert look()
-    assert look()
-    CHANGES[name](circuit, observable)
-    assert not look()
+@pytest.mark.parametrize("shots", [None, 100])
+@pytest.mark.parametrize("theta", [np.array([0.5, -2.0]), [1, 2], (0.25, np.float64(1e-300)), np.array([True, False])])
+def test_moved_parameters_give_the_program_of_them(theta: Any, shots: int | None) -> None:
+    circuit, there = two(), Location("run/energy[7]")
+    before = program(Request(circuit, "ZZ", THETA, shots), seed=3, location=AT)
+    again = program(Request(circuit, "ZZ", theta, shots), seed=3, location=there)
+    guess = moved(before, theta, seed=3, location=there)
+    assert guess is not None
+    assert pack([guess]) == pack([again])
+    assert pack([guess]) != pack([before])
+    other = moved(before, np.asarray(theta) + 1, seed=3, location=there)
+    assert other is not None
+    assert pack([other]) != pack([again])
+    elsewhere = moved(before, theta, seed=3, location=AT)
+    assert elsewhere is not None
+    assert (pack([elsewhere]) == pack([again])) == (shots is None)  # samples are seeded by their place
+
+
+@pytest.mark.parametrize(
+    "theta",
+    [
+        None,
+        0.5,
+        [0.5],
+        [0.5, 1.0, 2.0],
+        [[0.5, 1.0]],
+        {"a": 0.5, "b": 1.0},
+        ["x", "y"],
+        [0.5, [1.0]],
+        np.array([1j, 0]),
+    ],
+)
+def test_parameters_that_may_be_of_another_program_are_not_guessed_at(theta: Any) -> None:
+    assert moved(program(Request(two(), "ZZ", THETA), seed=0, location=AT), theta, seed=0, location=AT) is None
 
 
 class Own(Gate):
@@ -881,6 +917,32 @@ def test_a_value_that_is_no_number_never_travels_on(bad: float, where: str) -> N
         result(p, outcome(p, values, errors))
     with pytest.raises(NotFinite):  # a sum of the two would be a warning instead
         result(p, outcome(p, [[1.0], [-math.inf]], [[1.0], [math.inf]]))
+
+
+@pytest.mark.parametrize("shots", [None, 5])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["value", "error", "slope"])
+def test_one_value_with_its_error_and_gradient(bad: float, where: str, shots: int | None) -> None:
+    p = ask(two(), theta=THETA, shots=shots)
+    parts = {"value": [[0.5]], "error": [[0.0 if shots is None else 0.1]], "slope": [[[1.0, -2.0]]]}
+
+    def made() -> Outcome:
+        values, errors, slopes = (np.array(part) for part in parts.values())
+        return Outcome(values, errors, None, 0.1, 0, slopes)
+
+    found = single(p, made())
+    assert found is not None
+    assert found[:2] == (0.5, 0.0 if shots is None else 0.1)
+    assert found[2] is not None
+    assert found[2].tolist() == [1.0, -2.0]
+    assert single(ask(two(), theta=[THETA]), made()) is None  # an array of one value is another thing
+    parts[where] = np.full_like(np.array(parts[where]), bad).tolist()
+    for take in (single, result, derivatives):
+        if where == "error" and shots is None:  # exact values have no error that could be used
+            assert take(p, made()) is not None
+        else:
+            with pytest.raises(NotFinite):
+                take(p, made())
 
 
 def test_samples_are_bits_of_the_batchs_shape() -> None:

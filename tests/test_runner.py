@@ -31,6 +31,7 @@ from runs import executed, journal, replayed, report, traced, write_trace
 from scipy.optimize import LbfgsInvHessProduct, OptimizeResult
 
 import hybridq as hq
+from hybridq.dispatch import Dispatcher
 from hybridq.language import RunReport
 from hybridq.steps import pack_call
 
@@ -146,6 +147,86 @@ def test_an_edit_between_two_calls_is_seen(store: Path) -> None:
     again = report(editing, store=store)
     assert replayed(again) == (len(BETWEEN), 0)
     assert exact(again.value) == exact(found.value)
+
+
+# -- what the driver's engine begins before it is looked at ------------------------------------------------------------
+
+
+@hq.quantum
+def any_of(theta: Any, circuit: Any, observable: Any, shots: int | None) -> Any:
+    if observable is None:
+        return hq.sample(circuit, theta, shots=shots)
+    return hq.expval(circuit, observable, theta, shots=shots)
+
+
+def one_after_the_other(seed: int) -> list[Any]:
+    """Values, gradients, samples and failures of a few circuits, some changed in place, in a random order."""
+    rng = np.random.default_rng(seed)
+    circuits = [CIRCUIT.copy(), CIRCUIT.copy()]
+    observables: list[Any] = [SparsePauliOp(["ZZ", "XI"], [1.0, 0.5]), "ZX"]
+    found: list[Any] = []
+    for _ in range(60):
+        circuit = circuits[int(rng.random() < 0.1)]
+        observable = observables[int(rng.random() < 0.1)]
+        theta = rng.uniform(-1, 1, 2)
+        match rng.choice(["value", "list", "gradient", "shots", "bits", "edit", "bad", "rows"],
+                         p=[0.4, 0.1, 0.15, 0.1, 0.05, 0.1, 0.05, 0.05]):  # fmt: skip
+            case "value":
+                found.append(any_of(theta, circuit, observable, None))
+            case "list":
+                found.append(any_of(theta.tolist(), circuit, observable, None))
+            case "gradient":
+                found.append(hq.gradient(any_of, theta, circuit, observable, None, method="adjoint"))
+            case "shots":
+                found.append(any_of(theta, circuit, observable, 100))
+            case "bits":
+                found.append(any_of(theta, circuit, None, 20).array)
+            case "edit" if rng.random() < 0.5:
+                circuit.global_phase += 0.5
+                circuit.ry(0.25, 0)
+            case "edit":
+                observables[0].coeffs[0] += 0.125
+            case "bad":
+                theta[1] = np.nan
+                with pytest.raises(hq.NotFinite):
+                    any_of(theta, circuit, observable, None)
+            case "rows":
+                found.append(any_of(np.stack([theta, 2 * theta]), circuit, observable, None))
+    return found
+
+
+@hq.workflow
+def many_kinds(seed: int) -> list[Any]:
+    return one_after_the_other(seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_begun_before_it_is_looked_at_changes_nothing(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+    ahead = Dispatcher.ahead
+
+    def noted(self: Dispatcher, guess: Any) -> None:
+        begun.append(guess)
+        ahead(self, guess)
+
+    monkeypatch.setattr(Dispatcher, "ahead", noted)
+    found = report(many_kinds, seed, name="ahead", store=tmp_path)
+    assert len(begun) > 10
+    begun.clear()
+    again = report(many_kinds, seed, name="ahead", store=tmp_path)
+    assert not begun  # what is recorded is not evaluated
+    monkeypatch.setattr(Dispatcher, "ahead", lambda self, guess: None)
+    plain = report(many_kinds, seed, name="plain", store=tmp_path)
+    once, twice, without = (exact([vars(v) if isinstance(v, hq.Estimate) else v for v in one.value])
+                            for one in (found, again, plain))  # fmt: skip
+    assert once == twice == without
+    same = ("at", "program", "theta", "shots", "output")
+    ran, expected = ([{k: e[k] for k in same} for e in journal(tmp_path / name) if e["k"] == "eval"]
+                     for name in ("ahead", "plain"))  # fmt: skip
+    assert ran == expected
+    assert executed(found) == executed(plain) == (len(ran), 0)
 
 
 # -- an optimizer that is cut anywhere goes on as if nothing had been --------------------------------------------------

@@ -52,13 +52,13 @@ class Spin:
         self._missed = 0
         """How often in a row looking did not pay."""
 
-    def __call__(self, poll: select.poll) -> None:
-        """Return when the pipe can be used, or when it is to be waited for."""
+    def __call__(self, poll: select.poll) -> bool:
+        """Whether the pipe can be used now; else it is to be waited for."""
         if not self._seconds:
-            return
+            return False
         if self._rest:
             self._rest -= 1
-            return
+            return False
         now = time.perf_counter()
         end = now + self._seconds
         while not poll.poll(0):
@@ -67,8 +67,9 @@ class Spin:
             if now >= end or now - before > _TAKEN:
                 self._missed = min(self._missed + 1, 7)
                 self._rest = 2**self._missed
-                return
+                return False
         self._missed = 0
+        return True
 
 
 _offer_core = getattr(os, "sched_yield", functools.partial(time.sleep, 0))  # macOS has no sched_yield

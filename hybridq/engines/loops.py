@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hybridq.errors import HybridqError, NotFinite, Unhashable
 from hybridq.location import Location, seed_key
-from hybridq.program import Outcome, Program, derivatives, result
+from hybridq.program import Outcome, Program, single
 from hybridq.values import Encoded, encode
 
 __all__ = ["Advance", "Loop", "Loops", "Point", "encode_result", "settings_as_data"]
@@ -150,6 +150,8 @@ class _Running:
         self._dropped = False
         self._end: Advance | None = None
         self._location = Location(loop.objective)
+        self._seeded = bool(loop.program.seeds.any())
+        """Whether each evaluation has random numbers of its own."""
         self._thread = threading.Thread(target=self._run, name=f"loop-{loop.token}", daemon=True)
         self._thread.start()
 
@@ -223,16 +225,15 @@ class _Running:
         (outcome,) = self._evaluate([program])
         if not isinstance(outcome, Outcome):
             raise outcome
-        estimate = result(program, outcome)
-        gradient = None if outcome.gradients is None else derivatives(program, outcome)
-        value, stderr = float(estimate), float(estimate.stderr)
+        found = single(program, outcome)
+        assert found is not None, "a loop's evaluations are of one value"
+        value, stderr, gradient = found
         self._new.append(Point(point, value, stderr, gradient, time.perf_counter() - begun, started))
         return value if gradient is None else (value, gradient.copy())
 
     def _program(self, i: int, point: Array) -> Program:
-        first = self._loop.program
-        seeds = first.seeds
-        if seeds.any():
+        first, seeds = self._loop.program, self._loop.program.seeds
+        if self._seeded:
             parent = self._location.parent
             at = Location(self._location.name) if parent is None else parent.child(self._location.name, i)
             seeds = np.array([seed_key(self._loop.seed, at, 0)], dtype=np.uint64)

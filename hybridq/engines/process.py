@@ -89,11 +89,9 @@ class EngineProcess:
             self._running()
 
     def run(self, batch: Batch, timeout: float | None = None, kind: bytes = frames.EVALUATE,
-            meanwhile: Callable[[], None] | None = None, expected: int | None = None,
-            part: Callable[[bytes], None] | None = None) -> bytes:  # fmt: skip
+            expected: int | None = None, part: Callable[[bytes], None] | None = None) -> bytes:  # fmt: skip
         """Evaluate ``batch``; the packed outcomes, for `wire.unpack_outcomes`; of a slice of a loop, its advance.
 
-        ``meanwhile`` is called while the process is at it: once, or once more where another process takes its place.
         ``part`` is called with each part of a slice that is sent before the rest, if ``batch`` asks for them; a process
         that takes the place of another may send some of them again.
         ``timeout`` is in seconds, from when the batch is sent. Raises `TimedOut` after it and `EngineFailed` if the
@@ -106,7 +104,7 @@ class EngineProcess:
                 child = self._running()
                 fresh = not child.ready
                 try:
-                    return child.evaluate(batch, timeout, kind, meanwhile, expected, part)
+                    return child.evaluate(batch, timeout, kind, expected, part)
                 except BaseException as error:
                     # the pipe may hold half a message, and the circuit may go on: only a new process is clean
                     self._child = None
@@ -115,12 +113,9 @@ class EngineProcess:
                     if fresh or child.unwanted or not isinstance(error, (_Ended, TooLarge)):
                         raise
 
-    def evaluate(self, programs: Sequence[Program], timeout: float | None = None,
-                 meanwhile: Callable[[], None] | None = None, expected: int | None = None
+    def evaluate(self, programs: Sequence[Program], timeout: float | None = None, expected: int | None = None
                  ) -> list[Outcome | HybridqError]:  # fmt: skip
-        """Evaluate ``programs``: an outcome or an error for each, in their order.
-
-        ``meanwhile`` is called while the process is at it, if any of them can be sent. ``expected`` is as in `run`.
+        """Evaluate ``programs``: an outcome or an error for each, in their order; ``expected`` is as in `run`.
 
         Raises what `run` raises. A program that cannot be sent is a `WorkflowError` in its place.
         """
@@ -134,10 +129,30 @@ class EngineProcess:
                 outcomes[i] = error
         if sendable:
             packed = wire.pack([programs[i] for i in sendable])
-            reply = self.run(packed, timeout, meanwhile=meanwhile, expected=expected)
+            reply = self.run(packed, timeout, expected=expected)
             for i, outcome in zip(sendable, wire.unpack_outcomes(reply), strict=True):
                 outcomes[i] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
+
+    def ahead(self, program: Program) -> None:
+        """Let the process begin with ``program``, if it is there and waits, before it is known whether that is wanted.
+
+        A call of `evaluate` with an equal one alone takes what it comes to; any other call forgets it when it is done.
+        So it must be short, and such that it can be evaluated in vain. An interrupt ends the process, as in `run`.
+        """
+        if self._lock.locked():
+            return
+        with self._lock:
+            child = self._child
+            if child is None or child.owner != os.getpid():
+                return
+            try:
+                child.begin(wire.pack([program]))
+            except BaseException:
+                self._child = None
+                child.kill()
+                child.close()
+                raise
 
     def advance(self, loop: Loop, points: Sequence[Point], seconds: float, timeout: float | None = None,
                 expected: int | None = None, arrived: Callable[[Advance], None] | None = None) -> Advance:  # fmt: skip
@@ -224,6 +239,8 @@ class _Child:
         self._known: set[str] = set()
         self._left = b""
         """What was read beyond a frame."""
+        self._begun: bytes | None = None
+        """The payload of a batch that was sent, and whose answer nobody has waited for yet."""
         command = [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(spin)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         try:  # in a group of its own: Ctrl-C in a terminal goes to the parent alone
@@ -254,28 +271,45 @@ class _Child:
         self._finalizer()
         self._log.thread.join()
 
-    def evaluate(self, batch: Batch, timeout: float | None, kind: bytes, meanwhile: Callable[[], None] | None,
-                 expected: int | None, part: Callable[[bytes], None] | None) -> bytes:  # fmt: skip
+    def begin(self, batch: Batch) -> None:
+        """Send ``batch``, if that can be done at once, for an `evaluate` of the same to find it begun."""
+        if not self.ready or self._begun is not None or not self._known.issuperset(batch.templates):
+            return
+        message = wire.join_request({}, batch.payload)
+        if frames.HEAD.size + len(message) > select.PIPE_BUF:  # it might be taken in part
+            return
+        self._begun = batch.payload
+        try:
+            os.write(self._input, frames.HEAD.pack(frames.EVALUATE, len(message)) + message)
+        except (BlockingIOError, BrokenPipeError):  # who asks next learns of it
+            self._begun = None
+
+    def evaluate(self, batch: Batch, timeout: float | None, kind: bytes, expected: int | None,
+                 part: Callable[[bytes], None] | None) -> bytes:  # fmt: skip
         if not self.ready:
             self._await_ready()
         self._limit = None if expected is None or not self._idle else self._idle + 2 * expected + _SPARE_BYTES
         deadline = None if timeout is None else time.monotonic() + timeout
         lacking = {digest: data for digest, data in batch.templates.items() if digest not in self._known}
+        begun, self._begun = self._begun, None
+        if begun is not None and (begun != batch.payload or kind != frames.EVALUATE):
+            self._receive(deadline, timeout)
+            begun = None
         while True:
-            self._send(kind, wire.join_request(lacking, batch.payload), deadline, timeout)
-            if meanwhile is not None:
-                meanwhile()
-                meanwhile = None
+            if begun is None:
+                self._send(kind, wire.join_request(lacking, batch.payload), deadline, timeout)
+            begun = None
             answer, message = self._receive(deadline, timeout)
             while answer == frames.PART and part is not None:
-                begun = time.monotonic()
+                arrived = time.monotonic()
                 part(message)
                 if deadline is not None:  # what is done with a part is not the process' time
-                    deadline += time.monotonic() - begun
+                    deadline += time.monotonic() - arrived
                 answer, message = self._receive(deadline, timeout)
             if self._left:
                 raise EngineFailed(f"engine process {self._name!r} sent more than one reply.")
-            self._known.update(lacking)
+            if lacking:
+                self._known.update(lacking)
             if answer == frames.OUTCOMES:
                 return message
             if answer != frames.MISSING:
@@ -310,8 +344,8 @@ class _Child:
     def _receive(self, deadline: float | None, timeout: float | None) -> tuple[bytes, bytes]:
         """Kind and message of the next frame."""
         data, self._left = self._left, b""
-        if self.ready and not data:
-            self._spin(self._readable)
+        if self.ready and not data and self._spin(self._readable):
+            data = self._take(_READ_BYTES)
         while len(data) < frames.HEAD.size:
             data += self._read(_READ_BYTES, deadline, timeout)
         kind, length = frames.HEAD.unpack_from(data)
@@ -329,6 +363,10 @@ class _Child:
 
     def _read(self, size: int, deadline: float | None, timeout: float | None) -> bytes:
         self._wait(self._readable, deadline, timeout)
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        """What is there, which is something."""
         data = os.read(self._output, min(size, _READ_BYTES))
         if not data:
             raise self._died()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hybridq.engines.adjoint import AdjointEngine
     from hybridq.engines.aer import AerEngine
     from hybridq.engines.backend import BackendEngine
-    from hybridq.engines.loops import Loops
+    from hybridq.engines.loops import Advance
     from hybridq.errors import HybridqError
     from hybridq.program import Outcome, Program, Template
 
@@ -40,8 +40,6 @@ def serve(max_bytes: int, spin: float) -> None:
         import qiskit
         import qiskit_aer
 
-        from hybridq.engines.loops import Loops
-
         engines = _Engines(max_bytes)
     except BaseException as error:
         pipe.write(frames.FAILED, f"{type(error).__name__}: {error}".encode())
@@ -50,10 +48,9 @@ def serve(max_bytes: int, spin: float) -> None:
     gc.collect()
     gc.freeze()  # the libraries' objects stay, so no later collection has to walk over them
     pipe.write(frames.READY, json.dumps(versions).encode())
-    templates = _Templates()
-    loops = Loops(lambda programs: engines.evaluate(programs, None))
+    answers = _Answers(engines, pipe)
     while (request := pipe.read_request()) is not None:
-        pipe.write(*_reply(engines, templates, loops, pipe, *request))
+        pipe.write(*answers.reply(*request))
 
 
 class _Pipe:
@@ -191,43 +188,50 @@ class _Templates:
             self._bytes -= self._known.popitem(last=False)[1][1]
 
 
-def _reply(engines: _Engines, templates: _Templates, loops: Loops, pipe: _Pipe, kind: bytes, message: bytes
-           ) -> tuple[bytes, bytes]:  # fmt: skip
-    """Kind and message of the answer."""
-    from hybridq.engines import wire
-    from hybridq.errors import HybridqError
+class _Answers:
+    """What requests come to."""
 
-    sent, payload = wire.split_request(message)
-    for digest, data in sent.items():
-        templates.add(digest, data)
-    if kind == frames.ADVANCE:
-        return _advance(templates, loops, pipe, payload)
-    unpacked = wire.unpack(payload, templates.find)
-    if unpacked.missing:
-        return frames.MISSING, json.dumps(unpacked.missing).encode()
-    programs = [program for program in unpacked.programs if not isinstance(program, HybridqError)]
-    done = iter(engines.evaluate(programs, unpacked.max_bytes))
-    outcomes = [program if isinstance(program, HybridqError) else next(done) for program in unpacked.programs]
-    templates.shrink()
-    return frames.OUTCOMES, wire.pack_outcomes(outcomes)
+    def __init__(self, engines: _Engines, pipe: _Pipe) -> None:
+        from hybridq.engines import wire
+        from hybridq.engines.loops import Loops
 
+        self._wire = wire  # imported here, since it loads Qiskit; kept, since an import takes a microsecond a request
+        self._engines, self._pipe = engines, pipe
+        self._templates = _Templates()
+        self._loops = Loops(lambda programs: engines.evaluate(programs, None))
 
-def _advance(templates: _Templates, loops: Loops, pipe: _Pipe, payload: bytes) -> tuple[bytes, bytes]:
-    """`_reply` to a slice of a loop, parts of which are sent before it where they are asked for."""
-    from hybridq.engines import wire
-    from hybridq.engines.loops import Advance, Loop
+    def reply(self, kind: bytes, message: bytes) -> tuple[bytes, bytes]:
+        """Kind and message of the answer."""
+        wire = self._wire
+        sent, payload = wire.split_request(message)
+        for digest, data in sent.items():
+            self._templates.add(digest, data)
+        if kind == frames.ADVANCE:
+            return self._advance(payload)
+        unpacked = wire.unpack(payload, self._templates.find)
+        if unpacked.missing:
+            return frames.MISSING, json.dumps(unpacked.missing).encode()
+        programs = [program for program in unpacked.programs if isinstance(program, wire.Program)]
+        done = iter(self._engines.evaluate(programs, unpacked.max_bytes))
+        outcomes = [next(done) if isinstance(program, wire.Program) else program for program in unpacked.programs]
+        self._templates.shrink()
+        return frames.OUTCOMES, wire.pack_outcomes(outcomes)
 
-    def send(part: Advance) -> None:
-        pipe.write(frames.PART, wire.pack_advance(part))
+    def _advance(self, payload: bytes) -> tuple[bytes, bytes]:
+        """`reply` to a slice of a loop, parts of which are sent before it where they are asked for."""
+        wire = self._wire
 
-    asked = wire.unpack_loop(payload, templates.find)
-    if not isinstance(asked, wire.Slice):
-        return frames.MISSING, json.dumps(asked).encode()
-    loop = asked.loop
-    if isinstance(loop, Loop):
-        part = send if asked.parts else None
-        found = wire.pack_advance(loops.advance(loop, asked.known, asked.points, asked.seconds, part))
-    else:
-        found = wire.pack_advance(loop)
-    templates.shrink()
-    return frames.OUTCOMES, found
+        def send(part: Advance) -> None:
+            self._pipe.write(frames.PART, wire.pack_advance(part))
+
+        asked = wire.unpack_loop(payload, self._templates.find)
+        if not isinstance(asked, wire.Slice):
+            return frames.MISSING, json.dumps(asked).encode()
+        loop = asked.loop
+        if isinstance(loop, wire.Loop):
+            part = send if asked.parts else None
+            found = wire.pack_advance(self._loops.advance(loop, asked.known, asked.points, asked.seconds, part))
+        else:
+            found = wire.pack_advance(loop)
+        self._templates.shrink()
+        return frames.OUTCOMES, found

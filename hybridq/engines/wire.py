@@ -87,13 +87,12 @@ class _Arrays:
         self._offset = offset
 
     def take(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-        count = math.prod(shape)
-        size = count * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if self._offset + size > len(self._data):
             raise Corrupt(f"an engine message of {len(self._data)} bytes ends inside an array of {size} bytes.")
-        array = np.frombuffer(self._data, dtype, count, self._offset).copy()
+        array = np.ndarray(shape, dtype, self._data, self._offset).copy()
         self._offset += size
-        return array if len(shape) == 1 else array.reshape(shape)
+        return array
 
 
 # -- templates ---------------------------------------------------------------------------------------------------

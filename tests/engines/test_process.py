@@ -23,6 +23,8 @@ from qiskit.quantum_info import SparsePauliOp
 import hybridq
 from hybridq.backends import Backend
 from hybridq.engines import frames, server, wire
+from hybridq.engines import process as process_module
+from hybridq.engines.loops import Loop
 from hybridq.engines.process import EngineProcess
 from hybridq.errors import EngineFailed, TimedOut, TooLarge, WorkflowError
 
@@ -293,20 +295,110 @@ class TestEnds:
         assert psutil.Process().num_fds() <= before
 
 
-def test_meanwhile_is_called_once_while_the_process_is_at_it(short):
-    process, called = EngineProcess(2**31, name="own", eager=True), []
-    try:
-        for _ in range(3):
-            (outcome,) = process.evaluate([short], None, lambda: called.append(process._lock.locked()))
-            np.testing.assert_array_equal(outcome.values, process.evaluate([short])[0].values)
-        assert called == [True, True, True]
-        with pytest.raises(ZeroDivisionError):  # an answer is on its way that nobody waits for
-            process.evaluate([short], None, lambda: 1 / 0)
-        assert not process.alive
-        (again,) = process.evaluate([short])
-        np.testing.assert_array_equal(again.values, outcome.values)
-    finally:
-        process.close()
+class TestAhead:
+    """What was begun before it was asked for is taken by who asks for the same, and forgotten by all others."""
+
+    @pytest.fixture
+    def programs(self, make, process):
+        """Two that the process, and so every other one, answers differently; the first asked again as another."""
+        circuit = efficient_su2(3, reps=1)
+        made = [make(circuit, "ZZX", np.full(circuit.num_parameters, angle)) for angle in (0.3, 0.7, 0.3)]
+        assert process.evaluate(made[:1])[0].values != process.evaluate(made[1:2])[0].values
+        return made
+
+    @pytest.fixture
+    def sent(self, monkeypatch):
+        """Kinds of the frames that are sent for who waits for the answer."""
+        kinds = []
+        send = process_module._Child._send
+
+        def noted(self, kind, *rest):
+            kinds.append(kind)
+            return send(self, kind, *rest)
+
+        monkeypatch.setattr(process_module._Child, "_send", noted)
+        return kinds
+
+    def test_the_answer_is_taken_and_asked_for_once(self, own, programs, sent):
+        (expected,) = own.evaluate(programs[:1])
+        assert len(sent) == 1
+        own.ahead(programs[0])
+        own.ahead(programs[1])  # it is at the first one
+        (found,) = own.evaluate(programs[2:])
+        assert len(sent) == 1
+        assert found.values.tobytes() == expected.values.tobytes()
+        own.evaluate(programs[:1])
+        assert len(sent) == 2
+
+    def test_others_get_their_own_answers(self, own, programs, sent):
+        first, second = (own.evaluate([program])[0] for program in programs[:2])
+        for asked, expected in ((programs[:1], [first]), (programs[:2], [first, second]), (programs[1:2], [second])):
+            own.ahead(programs[1] if len(asked) == 1 and asked[0] is programs[0] else programs[0])
+            found = own.evaluate(asked)
+            assert [o.values.tobytes() for o in found] == [o.values.tobytes() for o in expected]
+        assert len(sent) == 5
+
+    def test_a_loop_that_comes_instead(self, own, make, programs):
+        circuit = efficient_su2(2, reps=1)
+        start = make(circuit, "ZZ", np.full(circuit.num_parameters, 0.3))
+        loop = Loop("token", start, "run/minimize[0]/energy", 0, "COBYLA", {"options": {"maxiter": 30}})
+        own.evaluate(programs[:1])
+        own.ahead(programs[0])
+        found = own.advance(loop, [], 60.0)
+        assert found.state == "done"
+        assert found.points[0].value == own.evaluate([start])[0].values.item()
+
+    def test_nothing_is_begun_where_nothing_is_known(self, own, programs, make):
+        own.ahead(programs[0])
+        assert not own.alive
+        own.evaluate(programs[:1])
+        wide = efficient_su2(2, reps=200)
+        large = make(wide, "ZZ", np.full(wide.num_parameters, 0.1))
+        for other in (make(QuantumCircuit(1), "Z"), large):  # not sent yet; more than a pipe takes at once
+            own.ahead(other)
+            assert own._child._begun is None
+        own.evaluate([large])
+        own.ahead(large)
+        assert own._child._begun is None
+
+    def test_a_process_that_is_busy_is_left_alone(self, own, programs, long):
+        own.evaluate(programs[:1])
+        thread, _ = background(lambda: own.evaluate([long], timeout=2.0))
+        wait_for(own._lock.locked)
+        child = own._child
+        own.ahead(programs[0])
+        assert child._begun is None
+        thread.join()
+
+    def test_a_process_that_ended(self, own, programs):
+        (expected,) = own.evaluate(programs[:1])
+        for begun in (False, True):
+            if begun:
+                own.ahead(programs[0])
+            os.kill(own.pid, signal.SIGKILL)
+            wait_for(lambda: not own.alive)
+            if not begun:
+                own.ahead(programs[0])  # is not told
+            try:
+                (found,) = own.evaluate(programs[:1])
+            except EngineFailed:
+                assert begun  # it may have been at it
+                (found,) = own.evaluate(programs[:1])
+            assert found.values.tobytes() == expected.values.tobytes()
+
+    def test_an_interrupt_ends_it(self, own, programs, monkeypatch):
+        (expected,) = own.evaluate(programs[:1])
+        pid = own.pid
+
+        def interrupted(self, batch):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(process_module._Child, "begin", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                own.ahead(programs[0])
+        wait_for(lambda: gone(pid))
+        assert own.evaluate(programs[:1])[0].values.tobytes() == expected.values.tobytes()
 
 
 class Looked:
