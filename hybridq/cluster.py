@@ -42,6 +42,8 @@ SLOTS = "hybridq-engines"
 """Dask resource that counts a worker's engine processes."""
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 10
+_KILLED_SECONDS = 1.0
+"""For so long a cluster is waited for whose workers were killed."""
 _BEGAN = "hybridq-began"
 """Topic of the events by which workers say that a step with a timeout began."""
 Key: TypeAlias = tuple[str, str, int]
@@ -350,14 +352,27 @@ class Cluster:
         with contextlib.suppress(TimeoutError):
             self.client.close(timeout=3)
         if self._own is not None:
-            pids = [nanny.pid for nanny in self._own.workers.values()]
-            try:
-                self._own.close(timeout=patience)
-            except TimeoutError:  # one that is just being started does not answer: it goes without being asked
+            own, failed = self._own, []
+
+            def end() -> None:
+                try:
+                    own.close()
+                except Exception as error:  # noqa: BLE001  # raised below
+                    failed.append(error)
+
+            pids = [nanny.pid for nanny in own.workers.values()]
+            closing = threading.Thread(target=end, name="hybridq-closing", daemon=True)
+            closing.start()
+            closing.join(patience)
+            if closing.is_alive():  # a worker that is just being started does not answer: it goes without being asked
                 for pid in pids:
                     if pid is not None:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
+                closing.join(_KILLED_SECONDS)
+                own.shutdown_on_close = False  # else Dask asks it once more as this process ends, for ten seconds
+            elif failed:
+                raise failed[0]
 
     async def _follow(self, key: Key, future: Any) -> None:
         """On the client's event loop, which must not wait for a journal: bring a task's result to the collector."""

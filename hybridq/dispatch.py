@@ -102,7 +102,7 @@ class Evaluated:
 
     outcome: Outcome
     started: float
-    """Wall-clock time at which it was sent off, in seconds since the epoch."""
+    """Wall-clock time at which it was sent off, or asked for if it had been begun, in seconds since the epoch."""
     where: str
     attempt: int
 
@@ -391,7 +391,7 @@ class Dispatcher:
             if required is not None:
                 return ask.finish(self._evaluate_here(ask, required.bytes))
         except BaseException as error:
-            _resolve(ask.future, functools.partial(_raise, error))
+            ask.future.set_exception(error)
             raise
         self.submit(ask)
         return ask.future.result()

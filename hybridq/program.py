@@ -348,13 +348,14 @@ def _seeds(plan: NumericPlan, seed: int, location: Location, rows: int) -> Array
 def moved(before: Program, theta: Any, *, seed: int, location: Location) -> Program | None:
     """What `program` would make of the request of ``before``, of one row, with other parameters, if nothing is changed.
 
-    Nothing is checked: it is a guess, for who begins with it and looks meanwhile. None where it cannot be made.
+    It is a guess, for who begins with it and looks meanwhile. None where it cannot be made, or might do harm: some
+    simulators never come back from an angle that is not finite.
     """
     try:
         row = np.asarray(theta)
     except ValueError:  # no array
         return None
-    if row.dtype.kind not in "iufb" or row.shape != before.theta.shape[1:]:
+    if row.dtype.kind not in "iufb" or row.shape != before.theta.shape[1:] or not np.isfinite(row).all():
         return None
     rows, seeds = row.astype(np.float64, copy=False).reshape(1, -1), _seeds(before.plan, seed, location, 1)
     return Program(
@@ -406,12 +407,11 @@ def single(program: Program, outcome: Outcome) -> tuple[float, float, Array | No
     """
     if outcome.values.shape != (1, 1) or program.batch_shape or program.observables_shape or outcome.bits is not None:
         return None
-    value = outcome.values.item()
-    stderr = outcome.stderrs.item() if program.shots is not None else 0.0
+    value, stderr = outcome.values.item(), outcome.stderrs.item()
     gradient: Array | None = None if outcome.gradients is None else outcome.gradients[0, 0].copy()
     if not (math.isfinite(value) and math.isfinite(stderr) and (gradient is None or np.isfinite(gradient).all())):
         _check_finite(program, outcome)
-    return value, stderr, gradient
+    return value, stderr if program.shots is not None else 0.0, gradient
 
 
 def _check_finite(program: Program, outcome: Outcome) -> None:

@@ -509,23 +509,25 @@ class Run:
         program is sent there as it probably is, and looked at while it is evaluated. If it turns out to be another one,
         or to go elsewhere, the answer is forgotten: who asks the engine names all of a program, to the last byte.
         """
-        last, lone = self._last, lone and self._awake == 1
-        if lone and last is not None and last.like(request, gradient) and self._unknown(location):
+        last = self._last if lone and self._awake == 1 and isinstance(request, Request) else None
+        if last is not None and last.like(request, gradient) and self._unknown(location):
             guess = moved(last.program, request.theta, seed=self.seed, location=location)
             if guess is not None:
                 self.dispatcher.ahead(guess)
         return program(request, seed=self.seed, location=location, gradient=gradient, site=self.site)
 
     def _repeatable(self, request: Request | None, asked: Program, gradient: str) -> _Last | None:
-        """What to remember of an evaluation that is answered at hand within moments, for `_program`."""
-        single = asked.batch_shape == () and asked.plan.engine != "backend"
-        if request is None or not single or self._earlier is not None:
-            return None
-        return _Last(request, gradient, asked)
+        """What to remember of an evaluation that is answered at hand within moments, for `_program`.
 
-    def _answered_at_hand(self, last: _Last | None, answer: Evaluated) -> None:
-        if last is not None and answer.where == "driver" and answer.outcome.seconds < _BRIEF:
-            self._last = last
+        Of one value, so that an answer that nobody takes fits into a pipe; and none that costs more than time.
+        """
+        single = asked.batch_shape == asked.observables_shape == () and asked.template.observables
+        here = not asked.device and asked.plan.engine != "backend" and self._earlier is None
+        return _Last(request, gradient, asked) if request is not None and single and here else None
+
+    def _was_answered(self, last: _Last | None, answer: Evaluated) -> None:
+        brief = answer.where == "driver" and answer.outcome.seconds < _BRIEF
+        self._last = last if brief else None
 
     def begin(self, name: str, requests: Sequence[tuple[Location, Request]]) -> list[tuple[Program, Pending]]:
         """Quantum evaluations of one call, begun together; their values are taken later.
@@ -593,7 +595,7 @@ class Run:
                 answer.outcome.seconds, answer.where, answer.attempt, answer.outcome.peak_bytes,
             ))  # fmt: skip
             self._keep(asked)
-            self._answered_at_hand(repeatable, answer)
+            self._was_answered(repeatable, answer)
             # a number with its error comes back from the record as it is
             return value if isinstance(value, Estimate) and type(value.value) is float else decode(output)
 
@@ -1178,7 +1180,7 @@ class _Objective:
             where = answered[0].where
             found = answered[0].outcome.gradients
             gradient = None if found is None else pack_array(found[0, 0])
-            run._answered_at_hand(run._repeatable(request, asked, self._gradient), answered[0])
+            run._was_answered(run._repeatable(request, asked, self._gradient), answered[0])
         seconds = time.perf_counter() - begun
         if asked is not None:  # without what it waited for
             started, seconds = answered[0].started, answered[0].outcome.seconds

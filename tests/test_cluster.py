@@ -321,6 +321,49 @@ def test_what_is_sent_to_a_worker_that_is_known_to_be_lost_is_answered(client: C
         cluster.close()
 
 
+@pytest.mark.slow
+def test_a_cluster_whose_worker_does_not_answer_is_ended_all_the_same(tmp_path: Path) -> None:
+    """Within the driver, too, and when its process ends: there Dask would ask once more, for ten seconds."""
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    run = Marked(script)
+    answer, errors = run.finish()
+    assert run.process.returncode == 0, errors
+    before, after = answer.split()
+    assert before == "1"
+    assert after == "0"
+    assert "Traceback" not in errors
+    assert wait_until(lambda: not run.alive(), SOON)
+
+
+LEAVES = """
+import atexit, signal, time
+import psutil
+import hybridq as hq
+from hybridq.cluster import Cluster
+
+if __name__ == "__main__":
+    cluster = Cluster(hq.Site(workers=1))
+    (nanny,) = cluster._own.workers.values()
+    worker = psutil.Process(nanny.pid)
+    worker.send_signal(signal.SIGSTOP)
+    asked = []
+    kind = type(cluster._own)
+    closes = kind.close
+    kind.close = lambda self, *rest, **named: asked.append(self) or closes(self, *rest, **named)
+    cluster.close(patience=0.5)
+    print(len(asked), flush=True)
+    asked.clear()
+    psutil.wait_procs([worker], timeout=60)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    from distributed.deploy.spec import close_clusters
+
+    atexit.unregister(close_clusters)
+    close_clusters()
+    print(len(asked), flush=True)
+"""
+
+
 def test_no_worker_is_missed_while_the_client_refreshes_what_it_knows(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

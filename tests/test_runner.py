@@ -32,6 +32,7 @@ from scipy.optimize import LbfgsInvHessProduct, OptimizeResult
 
 import hybridq as hq
 from hybridq.dispatch import Dispatcher
+from hybridq.engines import process
 from hybridq.language import RunReport
 from hybridq.steps import pack_call
 
@@ -159,6 +160,11 @@ def any_of(theta: Any, circuit: Any, observable: Any, shots: int | None) -> Any:
     return hq.expval(circuit, observable, theta, shots=shots)
 
 
+@hq.quantum
+def wrongly(theta: Any, circuit: Any, observable: Any, shots: int | None) -> Any:
+    hq.expval(circuit, observable, theta, shots=shots)  # and nothing is returned
+
+
 def one_after_the_other(seed: int) -> list[Any]:
     """Values, gradients, samples and failures of a few circuits, some changed in place, in a random order."""
     rng = np.random.default_rng(seed)
@@ -169,8 +175,8 @@ def one_after_the_other(seed: int) -> list[Any]:
         circuit = circuits[int(rng.random() < 0.1)]
         observable = observables[int(rng.random() < 0.1)]
         theta = rng.uniform(-1, 1, 2)
-        match rng.choice(["value", "list", "gradient", "shots", "bits", "edit", "bad", "rows"],
-                         p=[0.4, 0.1, 0.15, 0.1, 0.05, 0.1, 0.05, 0.05]):  # fmt: skip
+        match rng.choice(["value", "list", "gradient", "shots", "bits", "edit", "bad", "rows", "none"],
+                         p=[0.4, 0.1, 0.15, 0.1, 0.05, 0.1, 0.04, 0.03, 0.03]):  # fmt: skip
             case "value":
                 found.append(any_of(theta, circuit, observable, None))
             case "list":
@@ -190,6 +196,9 @@ def one_after_the_other(seed: int) -> list[Any]:
                 theta[1] = np.nan
                 with pytest.raises(hq.NotFinite):
                     any_of(theta, circuit, observable, None)
+            case "none":
+                with pytest.raises(hq.WorkflowError, match="returned None"):
+                    wrongly(theta, circuit, observable, None)
             case "rows":
                 found.append(any_of(np.stack([theta, 2 * theta]), circuit, observable, None))
     return found
@@ -227,6 +236,51 @@ def test_what_is_begun_before_it_is_looked_at_changes_nothing(
                      for name in ("ahead", "plain"))  # fmt: skip
     assert ran == expected
     assert executed(found) == executed(plain) == (len(ran), 0)
+
+
+@hq.workflow
+def repeated(kind: str) -> list[float]:
+    start = np.array([0.4, -0.7])
+    if kind == "loop":
+        return list(hq.minimize(energy, start, method="COBYLA", options={"maxiter": 20}, callback=lambda x: None).x)
+    if kind == "estimator":
+        estimator = hq.Estimator()
+        return [float(estimator.run([(CIRCUIT, OBSERVABLE, start + k)]).result()[0].data.evs) for k in range(20)]
+    return [float(energy(start + k)) for k in range(20)]
+
+
+OBSERVABLE = SparsePauliOp.from_list(list(TERMS.items()))
+
+
+@pytest.mark.parametrize("kind", ["values", "loop", "estimator"])
+def test_what_is_begun_is_not_asked_for_again(kind: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    send = process._Child._send
+
+    def noted(self: Any, kind: bytes, *rest: Any) -> None:
+        sent.append(kind)
+        send(self, kind, *rest)
+
+    monkeypatch.setattr(process._Child, "_send", noted)
+    found = report(repeated, kind, store=store)
+    assert executed(found)[0] >= 15
+    assert 1 <= len(sent) <= 3  # the first, and what is slow on a busy machine
+
+
+@hq.workflow
+def longer_than_thought() -> list[float]:
+    return [float(energy([0.1 * k, 0.2])) for k in range(6)]
+
+
+def test_nothing_is_begun_after_what_took_long(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    monkeypatch.setattr(Dispatcher, "ahead", lambda self, guess: begun.append(guess))
+    report(longer_than_thought, store=store / "a")
+    assert begun
+    monkeypatch.setattr("hybridq.runner._BRIEF", 0.0)
+    begun.clear()
+    report(longer_than_thought, store=store / "b")
+    assert not begun
 
 
 # -- an optimizer that is cut anywhere goes on as if nothing had been --------------------------------------------------

@@ -41,8 +41,8 @@ class Spin:
     """Looks for a message again and again before it is waited for, where that is likely to pay.
 
     A process that sleeps wakes up late, by a tenth of a millisecond on a virtual machine, and with cold caches. Each
-    look offers the core to whoever else wants it. A core that was taken, or ``seconds`` without a message, ends the
-    looking, here and for the next messages, for ever more of them while it stays like that.
+    look offers the core to whoever else wants it. A core that was taken, or ``seconds`` without a message that was
+    expected, ends the looking, here and for the next messages, for ever more of them while it stays like that.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -52,15 +52,24 @@ class Spin:
         self._missed = 0
         """How often in a row looking did not pay."""
 
-    def __call__(self, poll: select.poll) -> bool:
-        """Whether the pipe can be used now; else it is to be waited for."""
-        if not self._seconds:
+    def __call__(self, poll: select.poll, expected: float = 0.0) -> bool:
+        """Whether the pipe can be used now; else it is to be waited for.
+
+        Where the message is ``expected`` in some milliseconds, the looking begins a little before: until then it sleeps
+        as well. One that is expected in more than `_LONG` seconds is not looked for.
+        """
+        if not self._seconds or expected > _LONG:
             return False
         if self._rest:
             self._rest -= 1
             return False
         now = time.perf_counter()
-        end = now + self._seconds
+        end = now + expected + self._seconds
+        nap = int(1e3 * expected) - 1  # in whole milliseconds, as `poll` has it, and it wakes up late
+        if nap > 0:
+            if poll.poll(nap):
+                return True
+            now = time.perf_counter()
         while not poll.poll(0):
             _offer_core()
             before, now = now, time.perf_counter()
@@ -72,6 +81,8 @@ class Spin:
         return True
 
 
+_LONG = 0.05
+"""Seconds beside which it does not count that who sleeps wakes up late."""
 _offer_core = getattr(os, "sched_yield", functools.partial(time.sleep, 0))  # macOS has no sched_yield
 _TAKEN = 2e-4
 """Seconds between two looks after which another process had the core."""

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -40,6 +41,9 @@ _SPARE_BYTES = 2**29
 """More than what is expected, twice over, that a process may grow by: caches, libraries that are loaded meanwhile."""
 _CLOSE_SECONDS = 5.0
 _SPIN_SECONDS = 0.001  # that each side of an eager process looks for a message before it sleeps
+_MOMENT = 0.05  # longer than `EngineProcess.ahead` takes
+_FORGET_SECONDS = 1.0
+"""For so long an answer that nobody wants is waited for, before its process is replaced."""
 _TAIL_BYTES = 4096  # of a dead process' stderr that an error quotes
 _READ_BYTES = 2**16  # at a time: a reply is small as a rule, and memory for a large one takes longer than the pipe
 
@@ -142,7 +146,7 @@ class EngineProcess:
         """
         if self._lock.locked():
             return
-        with self._lock:
+        with self._lock:  # which no interrupt leaves held, as it may one that is tried; so this may wait, very rarely
             child = self._child
             if child is None or child.owner != os.getpid():
                 return
@@ -183,7 +187,7 @@ class EngineProcess:
             return
         child.unwanted = True
         child.kill()
-        if self._lock.acquire(blocking=False):  # else the thread that waits for a reply cleans up after itself
+        if self._lock.acquire(timeout=_MOMENT):  # else the thread that waits for a reply cleans up after itself
             try:
                 if self._child is child:
                     self._child = None
@@ -229,6 +233,8 @@ class _Child:
         self.owner = os.getpid()
         spin = _SPIN_SECONDS if eager else 0.0
         self._spin = frames.Spin(spin)
+        self._waits: deque[float] = deque([0.0], maxlen=2)
+        """How long the last answers that were looked for took to come, in seconds."""
         self.versions: Mapping[str, str] = {}
         self._name = name
         self.ready = self.unwanted = False
@@ -288,18 +294,18 @@ class _Child:
                  part: Callable[[bytes], None] | None) -> bytes:  # fmt: skip
         if not self.ready:
             self._await_ready()
+        begun, self._begun = self._begun, None
+        if begun is not None and (begun != batch.payload or kind != frames.EVALUATE):
+            self._forget()
+            begun = None
         self._limit = None if expected is None or not self._idle else self._idle + 2 * expected + _SPARE_BYTES
         deadline = None if timeout is None else time.monotonic() + timeout
         lacking = {digest: data for digest, data in batch.templates.items() if digest not in self._known}
-        begun, self._begun = self._begun, None
-        if begun is not None and (begun != batch.payload or kind != frames.EVALUATE):
-            self._receive(deadline, timeout)
-            begun = None
         while True:
             if begun is None:
                 self._send(kind, wire.join_request(lacking, batch.payload), deadline, timeout)
             begun = None
-            answer, message = self._receive(deadline, timeout)
+            answer, message = self._receive(deadline, timeout, look=kind == frames.EVALUATE)
             while answer == frames.PART and part is not None:
                 arrived = time.monotonic()
                 part(message)
@@ -319,6 +325,14 @@ class _Child:
             if not all(digest in batch.templates for digest in dropped) or lacking.keys() >= set(dropped):
                 raise EngineFailed(f"the batch lacks the templates {', '.join(dropped)}; pack its programs again.")
             lacking = {digest: batch.templates[digest] for digest in dropped}
+
+    def _forget(self) -> None:
+        """Wait for the answer to what was begun, which nobody asked for; what becomes of it is nobody's failure."""
+        self._limit = None
+        try:
+            self._receive(time.monotonic() + _FORGET_SECONDS, _FORGET_SECONDS)
+        except HybridqError as error:
+            raise _Ended(str(error)) from None
 
     def _await_ready(self) -> None:
         kind, message = self._receive(time.monotonic() + _START_SECONDS, _START_SECONDS)
@@ -341,10 +355,11 @@ class _Child:
                 raise _Ended(str(self._died())) from None
             raise self._died() from None
 
-    def _receive(self, deadline: float | None, timeout: float | None) -> tuple[bytes, bytes]:
-        """Kind and message of the next frame."""
+    def _receive(self, deadline: float | None, timeout: float | None, look: bool = False) -> tuple[bytes, bytes]:
+        """Kind and message of the next frame; where latency counts, it is looked for (`frames.Spin`)."""
         data, self._left = self._left, b""
-        if self.ready and not data and self._spin(self._readable):
+        begun = time.perf_counter()
+        if look and not data and self._spin(self._readable, min(self._waits)):
             data = self._take(_READ_BYTES)
         while len(data) < frames.HEAD.size:
             data += self._read(_READ_BYTES, deadline, timeout)
@@ -359,6 +374,8 @@ class _Child:
             whole = bytes(buffer)
         elif len(whole) > length:
             whole, self._left = whole[:length], whole[length:]
+        if look:
+            self._waits.append(time.perf_counter() - begun)
         return kind, whole
 
     def _read(self, size: int, deadline: float | None, timeout: float | None) -> bytes:

@@ -21,7 +21,7 @@ from qiskit.circuit.library import efficient_su2
 from qiskit.quantum_info import SparsePauliOp
 
 import hybridq
-from hybridq.backends import Backend
+from hybridq.backends import Aer, Backend
 from hybridq.engines import frames, server, wire
 from hybridq.engines import process as process_module
 from hybridq.engines.loops import Loop
@@ -365,9 +365,8 @@ class TestAhead:
         own.evaluate(programs[:1])
         thread, _ = background(lambda: own.evaluate([long], timeout=2.0))
         wait_for(own._lock.locked)
-        child = own._child
         own.ahead(programs[0])
-        assert child._begun is None
+        assert thread.is_alive()  # who asked did not wait
         thread.join()
 
     def test_a_process_that_ended(self, own, programs):
@@ -385,6 +384,44 @@ class TestAhead:
                 assert begun  # it may have been at it
                 (found,) = own.evaluate(programs[:1])
             assert found.values.tobytes() == expected.values.tobytes()
+
+    def test_its_end_is_nobodys_failure(self, own, programs):
+        expected = [own.evaluate([program])[0].values.tobytes() for program in programs]
+        for _ in range(3):
+            own.ahead(programs[0])
+            os.kill(own.pid, signal.SIGKILL)
+            wait_for(lambda: not own.alive)
+            assert own.evaluate(programs[1:2])[0].values.tobytes() == expected[1]
+
+    def test_one_that_never_comes_back_is_replaced(self, own, make, programs, monkeypatch):
+        """And the time limit of what is asked for next is its own."""
+        monkeypatch.setattr(process_module, "_FORGET_SECONDS", 0.2)
+        circuit = efficient_su2(6, reps=1)
+        endless = make(circuit, "Z" * 6, np.full(circuit.num_parameters, 0.1), backend=Aer("matrix_product_state"))
+        expected = own.evaluate([programs[0], endless])[0]
+        pid = own.pid
+        endless.theta[0, 0] = np.nan
+        own.ahead(endless)
+        (found,) = own.evaluate(programs[:1], timeout=30.0)
+        assert own.pid != pid
+        assert found.values.tobytes() == expected.values.tobytes()
+
+    def test_a_process_that_is_killed_meanwhile_is_replaced(self, own, programs, monkeypatch):
+        (expected,) = own.evaluate(programs[:1])
+        begin = process_module._Child.begin
+
+        def killed(self, batch):
+            begin(self, batch)
+            killer = threading.Thread(target=own.kill)
+            killer.start()
+            wait_for(lambda: self.unwanted)
+            killed.by = killer
+
+        with monkeypatch.context() as patched:
+            patched.setattr(process_module._Child, "begin", killed)
+            own.ahead(programs[0])
+        killed.by.join()
+        assert own.evaluate(programs[:1])[0].values.tobytes() == expected.values.tobytes()
 
     def test_an_interrupt_ends_it(self, own, programs, monkeypatch):
         (expected,) = own.evaluate(programs[:1])
