@@ -29,8 +29,8 @@ IN_FLIGHT = 8
 """Steps at most that are on two workers at once, and those that are tried once more before they are given up."""
 Fault = Callable[[Marked, random.Random, Case], AbstractContextManager[float]]
 """What is done to a run: see `_inject`."""
-LINES = 103
-"""Those of the study's log in an undisturbed run: 63 steps begun, 40 circuits done."""
+LINES = {"": 103, "chain": 40}
+"""Of the study's log in an undisturbed run: 63 steps begun and 40 circuits done; the circuits alone."""
 
 
 @dataclass(frozen=True)
@@ -102,28 +102,33 @@ def undisturbed() -> Any:
         return json.loads(answer)
 
 
-def _reached(place: Place, run: Marked, count: int) -> bool:
-    """Wait until the log has so many lines; whether the run still goes on then."""
-    wait_until(lambda: len(place.lines()) >= count or run.process.poll() is not None, 300)
+def _reached(place: Place, run: Marked, count: int, what: str) -> bool:
+    """Wait until the log has so many lines that begin with ``what``; whether the run still goes on then."""
+
+    def there() -> bool:
+        return sum(line.startswith(what) for line in place.lines()) >= count
+
+    wait_until(lambda: there() or run.process.poll() is not None, 300)
     return run.process.poll() is None
 
 
-def _moments(rng: random.Random, faults: int) -> list[int]:
+def _moments(rng: random.Random, faults: int, lines: int) -> list[int]:
     """Lines of the log at which each fault is due: at random, one in each stretch of the run."""
-    stretch = (LINES - 10) / faults
+    stretch = 0.9 * lines / faults
     return [1 + int((k + rng.uniform(0.0, 0.6)) * stretch) for k in range(faults)]
 
 
 def _inject(case: Case, run: Marked, place: Place, rng: random.Random, faults: int,
-            fault: Callable[[], AbstractContextManager[float]]) -> list[Any]:  # fmt: skip
+            fault: Callable[[], AbstractContextManager[float]], what: str = "") -> list[Any]:  # fmt: skip
     """Do ``fault`` again and again, each time when all that the one before had hit is recorded.
 
-    A fault is done as its context is entered, which gives the moment; what must be true afterwards is looked at as it
-    is left. Returns what was recorded when the last one was done.
+    In the midst of what is told in lines that begin with ``what``. A fault is done as its context is entered, which
+    gives the moment; what must be true afterwards is looked at as it is left. Returns what was recorded when the last
+    one was done.
     """
     case.faults, kept = 0, []
-    for moment in _moments(rng, faults):
-        if not _reached(place, run, moment):
+    for moment in _moments(rng, faults, LINES[what]):
+        if not _reached(place, run, moment, what):
             break
         kept, hit = place.records(), place.open()
         with fault() as done:
@@ -151,13 +156,13 @@ def _judge(case: Case, run: Marked, place: Place, expected: Any, kept: list[Any]
     case.check(wait_until(lambda: not run.alive(), SOON), f"left behind: {run.alive()}")
 
 
-def _disturbed(seed: int, what: str, faults: int, fault: Fault) -> Case:
-    """A run on two workers of its own, with faults in the middle."""
+def _disturbed(seed: int, what: str, faults: int, fault: Fault, lines: str = "") -> Case:
+    """A run on two workers of its own, with faults in the middle; of what the lines of its log begin with ``lines``."""
     rng, case = random.Random(seed), Case(what)
     with tempfile.TemporaryDirectory() as scratch:
         place, expected = Place(Path(scratch) / "log", Path(scratch) / "store"), undisturbed()
         run = Marked(STUDY, place.log, place.store, "own", "no")
-        kept = _inject(case, run, place, rng, faults, lambda: fault(run, rng, case))
+        kept = _inject(case, run, place, rng, faults, lambda: fault(run, rng, case), lines)
         _judge(case, run, place, expected, kept)
     return case
 
@@ -206,7 +211,7 @@ def kill_engine(_: Forks, seed: int) -> Case:
             all(psutil.pid_exists(pid) for pid in before) or run.process.poll() is not None, "a worker went, too"
         )
 
-    return _disturbed(seed, "kill -9 of an engine process", 5, fault)
+    return _disturbed(seed, "kill -9 of an engine process", 5, fault, "chain")
 
 
 @contextmanager

@@ -468,6 +468,29 @@ def test_looking_that_does_not_pay_is_given_up_for_longer_and_longer(monkeypatch
     assert never.looks == 0
 
 
+def test_what_is_expected_later_is_slept_for_first(monkeypatch):
+    monkeypatch.setattr(frames, "_TAKEN", float("inf"))
+
+    class Napped(Looked):
+        naps = ()
+
+        def poll(self, timeout):
+            if timeout:
+                self.naps = (*self.naps, timeout)
+                return [(3, 1)] if self.ready < 0 else []
+            return super().poll(timeout)
+
+    for expected, naps in ((0.0, ()), (0.0019, ()), (0.0036, (2,)), (0.02, (19,))):
+        pipe = Napped(ready=3)
+        assert frames.Spin(3600.0)(pipe, expected)
+        assert (pipe.naps, pipe.looks) == (naps, 4)
+    early, late = Napped(ready=-1), Napped(ready=0)
+    assert frames.Spin(3600.0)(early, 0.01)
+    assert early.looks == 0
+    assert not frames.Spin(3600.0)(late, 1.0)  # beside a second it does not count
+    assert (late.naps, late.looks) == ((), 0)
+
+
 def test_a_core_that_somebody_else_takes_is_left_to_them(monkeypatch):
     monkeypatch.setattr(frames, "_TAKEN", -1.0)
     spin, pipe = frames.Spin(3600.0), Looked(ready=10**9)
