@@ -185,10 +185,9 @@ class _Last:
     """An evaluation that was short, and what was asked."""
 
     request: Request
-    gradient: str
     program: Program
 
-    def like(self, request: Request, gradient: str) -> bool:
+    def like(self, request: Request) -> bool:
         """Whether ``request`` is of the same objects, but for its parameters."""
         before = self.request
         return (
@@ -198,7 +197,6 @@ class _Last:
             and request.precision is before.precision
             and request.backend is before.backend
             and request.grouping is before.grouping
-            and gradient == self.gradient
         )
 
 
@@ -226,8 +224,9 @@ class Run:
         self._sources: dict[int, tuple[Any, Source]] = {}
         self._circuits: set[tuple[str, NumericPlan]] = set()
         """Programs and plans that are known to be recorded."""
-        self._last: _Last | None = None
-        """The last evaluation, if the driver's engine may begin with the next one before it is looked at."""
+        self._last: dict[tuple[str, str], _Last] = {}
+        """By the name of what was called, and how gradients come with it: its last evaluation, where the driver's engine
+        may begin with the next one before it is looked at."""
         self._awake = 1
         """Threads of the run that are not waiting for others."""
         self.interrupted: KeyboardInterrupt | None = None
@@ -505,29 +504,33 @@ class Run:
     def _program(self, location: Location, request: Request, gradient: str = "none", lone: bool = True) -> Program:
         """The program that ``request`` comes to; the driver's engine may have begun with it, if it is ``lone``.
 
-        Where all but the parameters is what it was in the call before, which that engine answered within moments, the
-        program is sent there as it probably is, and looked at while it is evaluated. If it turns out to be another one,
-        or to go elsewhere, the answer is forgotten: who asks the engine names all of a program, to the last byte.
+        Where all but the parameters is what it was in the last such call, which that engine answered within moments,
+        the program is sent there as it probably is, and looked at while it is evaluated. If it turns out to be another
+        one, or to go elsewhere, the answer is forgotten: who asks the engine names all of a program, to the last byte.
         """
-        last = self._last if lone and self._awake == 1 and isinstance(request, Request) else None
-        if last is not None and last.like(request, gradient) and self._unknown(location):
+        lone = lone and self._awake == 1 and isinstance(request, Request)
+        last = self._last.get((location.name, gradient)) if lone else None
+        if last is not None and last.like(request) and self._unknown(location):
             guess = moved(last.program, request.theta, seed=self.seed, location=location)
             if guess is not None:
                 self.dispatcher.ahead(guess)
         return program(request, seed=self.seed, location=location, gradient=gradient, site=self.site)
 
-    def _repeatable(self, request: Request | None, asked: Program, gradient: str) -> _Last | None:
+    def _repeatable(self, request: Request | None, asked: Program) -> _Last | None:
         """What to remember of an evaluation that is answered at hand within moments, for `_program`.
 
         Of one value, so that an answer that nobody takes fits into a pipe; and none that costs more than time.
         """
         single = asked.batch_shape == asked.observables_shape == () and asked.template.observables
         here = not asked.device and asked.plan.engine != "backend" and self._earlier is None
-        return _Last(request, gradient, asked) if request is not None and single and here else None
+        return _Last(request, asked) if request is not None and single and here else None
 
-    def _was_answered(self, last: _Last | None, answer: Evaluated) -> None:
-        brief = answer.where == "driver" and answer.outcome.seconds < _BRIEF
-        self._last = last if brief else None
+    def _remember(self, location: Location, gradient: str, last: _Last | None, answer: Evaluated) -> None:
+        """Keep what is `_repeatable`, if the answer was had so; else nothing is known of such calls any more."""
+        if last is not None and answer.where == "driver" and answer.outcome.seconds < _BRIEF:
+            self._last[location.name, gradient] = last
+        else:
+            self._last.pop((location.name, gradient), None)
 
     def begin(self, name: str, requests: Sequence[tuple[Location, Request]]) -> list[tuple[Program, Pending]]:
         """Quantum evaluations of one call, begun together; their values are taken later.
@@ -584,7 +587,7 @@ class Run:
             return pending, None
         self._record_circuit(asked)
         stored = self._journal.store(theta)
-        repeatable = self._repeatable(request, asked, gradient)
+        repeatable = self._repeatable(request, asked)
 
         def finish(answer: Evaluated) -> Any:
             value = (result if gradient == "none" else derivatives)(asked, answer.outcome)
@@ -595,7 +598,7 @@ class Run:
                 answer.outcome.seconds, answer.where, answer.attempt, answer.outcome.peak_bytes,
             ))  # fmt: skip
             self._keep(asked)
-            self._was_answered(repeatable, answer)
+            self._remember(location, gradient, repeatable, answer)
             # a number with its error comes back from the record as it is
             return value if isinstance(value, Estimate) and type(value.value) is float else decode(output)
 
@@ -1180,7 +1183,7 @@ class _Objective:
             where = answered[0].where
             found = answered[0].outcome.gradients
             gradient = None if found is None else pack_array(found[0, 0])
-            run._was_answered(run._repeatable(request, asked, self._gradient), answered[0])
+            run._remember(at, self._gradient, run._repeatable(request, asked), answered[0])
         seconds = time.perf_counter() - begun
         if asked is not None:  # without what it waited for
             started, seconds = answered[0].started, answered[0].outcome.seconds
