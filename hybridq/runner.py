@@ -225,8 +225,8 @@ class Run:
         self._circuits: set[tuple[str, NumericPlan]] = set()
         """Programs and plans that are known to be recorded."""
         self._last: dict[tuple[str, str], _Last] = {}
-        """By the name of what was called, and how gradients come with it: its last evaluation, where the driver's engine
-        may begin with the next one before it is looked at."""
+        """The last evaluation by the name of what was called, and by how gradients come with it, where the driver's
+        engine may begin with the next one before it is looked at."""
         self._awake = 1
         """Threads of the run that are not waiting for others."""
         self.interrupted: KeyboardInterrupt | None = None
