@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from ipaddress import ip_address
@@ -44,6 +46,8 @@ _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 10
 _KILLED_SECONDS = 1.0
 """For so long a cluster is waited for whose workers were killed."""
+_START_SECONDS = 60.0
+"""A worker of our own that has not come after so many seconds is started once more."""
 _BEGAN = "hybridq-began"
 """Topic of the events by which workers say that a step with a timeout began."""
 Key: TypeAlias = tuple[str, str, int]
@@ -169,11 +173,15 @@ class Cluster:
 
     def __init__(self, site: Site) -> None:
         address = site.cluster
-        self._own: LocalCluster | None = None
+        self._own: _Workers | None = None
         self._own_client = not isinstance(address, Client)
         self._asked: dict[Key, _Asked] = {}
         self._gone: set[str] = set()
         """Workers that were lost and have not come back."""
+        self._idle: set[Any] = set()
+        """Names of nannies of our own that had no process when they were last looked at."""
+        self._missed: dict[Any, float] = {}
+        """Since when such nannies have had no worker that is known; by the monotonic clock."""
         self._over = False
         """Whether nothing is sent there any more."""
         self._lock = threading.Lock()
@@ -321,12 +329,23 @@ class Cluster:
         self._scalable.scale(workers)
 
     def replenish(self) -> None:
-        """Start workers in place of those whose nanny gave up: it does if one dies right after its start.
+        """Start workers in place of those whose nanny gave up: it does if one dies right after, or during, its start.
 
-        Only in a cluster of our own; a scheduler started elsewhere has someone to look after it.
+        Only in a cluster of our own; a scheduler started elsewhere has someone to look after it. A nanny has given up
+        if it has no process at two calls in a row, or for `_START_SECONDS` no worker that is known.
         """
-        if self._own is not None:
-            self._own.scale(len(self._own.worker_spec))  # starts those that are specified and not there
+        own, now = self._own, time.monotonic()
+        if own is None:
+            return
+        known = {worker["name"] for worker in own.scheduler_info["workers"].values()}
+        missing = {name: nanny for name, nanny in dict(own.workers).items() if name not in known}
+        self._missed = {name: self._missed.get(name, now) for name in missing}
+        idle = {name for name, nanny in missing.items() if not nanny.is_alive()}
+        late = {name for name, since in self._missed.items() if now - since > _START_SECONDS}
+        assert own.loop is not None
+        own.loop.add_callback(own.replace, idle & self._idle | late)
+        self._idle = idle - self._idle
+        self._missed = {name: since for name, since in self._missed.items() if name not in late}
 
     def abandon(self) -> None:
         """Give up a cluster whose scheduler is gone: everything in flight ends with `ClusterLost`."""
@@ -478,11 +497,30 @@ def _lost(reason: Any) -> ClusterLost:
     )
 
 
-def _start_local(site: Site) -> LocalCluster:
+class _Workers(LocalCluster):
+    """Workers of our own, whose nannies are replaced when they gave up, and never else.
+
+    Dask itself ends a nanny 15 seconds after its worker was lost, unless another one is known by then: on a busy
+    machine one that has just come, with work on it.
+    """
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        AnyCluster._update_worker_status(self, op, msg)
+
+    def replace(self, names: Collection[Any]) -> None:
+        """Start others in place of the nannies of these names, on the event loop."""
+        for name in names:
+            nanny = self.workers.pop(name, None)
+            if nanny is not None:
+                self._futures.add(asyncio.ensure_future(nanny.close()))
+        LocalCluster.scale(self, len(self.worker_spec))  # starts those that are specified and not there
+
+
+def _start_local(site: Site) -> _Workers:
     with dask.config.set(
         {"distributed.scheduler.allowed-failures": 1, "distributed.worker.daemon": True}
     ):  # two attempts, then it counts as lost; daemonic workers cannot outlive a driver that dies
-        return LocalCluster(
+        return _Workers(  # type: ignore[no-untyped-call]  # its base has no types
             n_workers=site.local_workers,
             threads_per_worker=site.worker_threads,
             memory_limit=site.local_memory(psutil.virtual_memory().total),

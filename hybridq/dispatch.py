@@ -811,7 +811,7 @@ class Dispatcher:
             cluster.lost(name)
         if self._site.most_workers is not None:
             self._scale(cluster, len(found))
-        elif len(found) < len(self._expected):
+        if len(found) < max(len(self._expected), self._asked_for):
             cluster.replenish()
         self._no_workers(cluster, not found)
 

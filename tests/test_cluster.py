@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -317,6 +318,32 @@ def test_what_is_sent_to_a_worker_that_is_known_to_be_lost_is_answered(client: C
         cluster.submit(len, ((),), key=("quantum:there", "lost", 0), needs={}, done=lambda *a: answers.put(a),
                        on=there.name)  # fmt: skip
         assert answers.get(timeout=30) == (0, None)
+    finally:
+        cluster.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("why", ["gave up", "never came"])
+def test_a_nanny_without_a_worker_is_replaced(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(hq.Site(workers=2))
+    try:
+        own = cluster._own
+        assert own is not None
+        first, second = own.workers[0], own.workers[1]
+        if why == "gave up":
+            own.sync(first.close)
+        else:  # it would come again by itself, but is not waited for
+            monkeypatch.setattr(cluster_module, "_START_SECONDS", 0.0)
+            os.kill(first.pid, signal.SIGKILL)
+        assert wait_until(lambda: len(own.scheduler_info["workers"]) < 2, SOON)
+
+        def replaced() -> bool:
+            cluster.replenish()
+            time.sleep(0.5)
+            return len(own.scheduler_info["workers"]) == 2 and own.workers.get(0) not in (None, first)
+
+        assert wait_until(replaced, SOON)
+        assert own.workers[1] is second
     finally:
         cluster.close()
 
