@@ -221,6 +221,7 @@ def test_what_is_begun_before_it_is_looked_at_changes_nothing(
         ahead(self, guess)
 
     monkeypatch.setattr(Dispatcher, "ahead", noted)
+    monkeypatch.setattr("hybridq.runner._BRIEF", 60.0)  # a busy machine may take long
     found = report(many_kinds, seed, name="ahead", store=tmp_path)
     assert len(begun) > 10
     begun.clear()
@@ -264,9 +265,10 @@ def test_what_is_begun_is_not_asked_for_again(kind: str, store: Path, monkeypatc
         send(self, kind, *rest)
 
     monkeypatch.setattr(process._Child, "_send", noted)
+    monkeypatch.setattr("hybridq.runner._BRIEF", 60.0)  # a busy machine may take long
     found = report(repeated, kind, store=store)
     assert executed(found)[0] >= 15
-    assert 1 <= len(sent) <= 5  # the first of each kind, and what is slow on a busy machine
+    assert 1 <= len(sent) <= 4  # the first of each kind, and what the engine had not known by then
 
 
 @hq.workflow
@@ -277,6 +279,7 @@ def longer_than_thought() -> list[float]:
 def test_nothing_is_begun_after_what_took_long(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Any] = []
     monkeypatch.setattr(Dispatcher, "ahead", lambda self, guess: begun.append(guess))
+    monkeypatch.setattr("hybridq.runner._BRIEF", 60.0)
     report(longer_than_thought, store=store / "a")
     assert begun
     monkeypatch.setattr("hybridq.runner._BRIEF", 0.0)

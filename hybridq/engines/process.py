@@ -41,7 +41,7 @@ _SPARE_BYTES = 2**29
 """More than what is expected, twice over, that a process may grow by: caches, libraries that are loaded meanwhile."""
 _CLOSE_SECONDS = 5.0
 _SPIN_SECONDS = 0.001  # that each side of an eager process looks for a message before it sleeps
-_MOMENT = 0.05  # longer than `EngineProcess.ahead` takes
+_MOMENT = 0.5  # far longer than `EngineProcess.ahead` takes
 _FORGET_SECONDS = 1.0
 """For so long an answer that nobody wants is waited for, before its process is replaced."""
 _TAIL_BYTES = 4096  # of a dead process' stderr that an error quotes

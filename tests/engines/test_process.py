@@ -363,10 +363,11 @@ class TestAhead:
 
     def test_a_process_that_is_busy_is_left_alone(self, own, programs, long):
         own.evaluate(programs[:1])
-        thread, _ = background(lambda: own.evaluate([long], timeout=2.0))
+        thread, _ = background(lambda: own.evaluate([long]))
         wait_for(own._lock.locked)
         own.ahead(programs[0])
         assert thread.is_alive()  # who asked did not wait
+        own.kill()
         thread.join()
 
     def test_a_process_that_ended(self, own, programs):
