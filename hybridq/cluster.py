@@ -46,8 +46,10 @@ _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 10
 _KILLED_SECONDS = 1.0
 """For so long a cluster is waited for whose workers were killed."""
+_RESTART_SECONDS = 2.0
+"""A nanny that has had no worker for so long, and has no process that may become one, has given up."""
 _START_SECONDS = 60.0
-"""A worker of our own that has not come after so many seconds is started once more."""
+"""A nanny that has had no worker for so long is replaced, whatever its process does."""
 _BEGAN = "hybridq-began"
 """Topic of the events by which workers say that a step with a timeout began."""
 Key: TypeAlias = tuple[str, str, int]
@@ -178,10 +180,8 @@ class Cluster:
         self._asked: dict[Key, _Asked] = {}
         self._gone: set[str] = set()
         """Workers that were lost and have not come back."""
-        self._idle: set[Any] = set()
-        """Names of nannies of our own that had no process when they were last looked at."""
         self._missed: dict[Any, float] = {}
-        """Since when such nannies have had no worker that is known; by the monotonic clock."""
+        """Since when nannies of our own have had no worker that is known, by name; by the monotonic clock."""
         self._over = False
         """Whether nothing is sent there any more."""
         self._lock = threading.Lock()
@@ -331,8 +331,8 @@ class Cluster:
     def replenish(self) -> None:
         """Start workers in place of those whose nanny gave up: it does if one dies right after, or during, its start.
 
-        Only in a cluster of our own; a scheduler started elsewhere has someone to look after it. A nanny has given up
-        if it has no process at two calls in a row, or for `_START_SECONDS` no worker that is known.
+        Only in a cluster of our own; a scheduler started elsewhere has someone to look after it. To be called again and
+        again, also while nothing is missing.
         """
         own, now = self._own, time.monotonic()
         if own is None:
@@ -340,12 +340,16 @@ class Cluster:
         known = {worker["name"] for worker in own.scheduler_info["workers"].values()}
         missing = {name: nanny for name, nanny in dict(own.workers).items() if name not in known}
         self._missed = {name: self._missed.get(name, now) for name in missing}
-        idle = {name for name, nanny in missing.items() if not nanny.is_alive()}
-        late = {name for name, since in self._missed.items() if now - since > _START_SECONDS}
-        assert own.loop is not None
-        own.loop.add_callback(own.replace, idle & self._idle | late)
-        self._idle = idle - self._idle
-        self._missed = {name: since for name, since in self._missed.items() if name not in late}
+        gave_up = {
+            name
+            for name, nanny in missing.items()
+            if now - self._missed[name] > (_START_SECONDS if nanny.is_alive() else _RESTART_SECONDS)
+        }
+        for name in gave_up:
+            del self._missed[name]
+        if len(known) < len(own.worker_spec):
+            assert own.loop is not None
+            own.loop.add_callback(own.replace, gave_up)
 
     def abandon(self) -> None:
         """Give up a cluster whose scheduler is gone: everything in flight ends with `ClusterLost`."""

@@ -811,8 +811,7 @@ class Dispatcher:
             cluster.lost(name)
         if self._site.most_workers is not None:
             self._scale(cluster, len(found))
-        if len(found) < max(len(self._expected), self._asked_for):
-            cluster.replenish()
+        cluster.replenish()
         self._no_workers(cluster, not found)
 
     def _no_workers(self, cluster: Cluster, empty: bool) -> None:

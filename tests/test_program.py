@@ -703,6 +703,8 @@ def test_moved_parameters_give_the_program_of_them(theta: Any, shots: int | None
         ["x", "y"],
         [0.5, [1.0]],
         np.array([1j, 0]),
+        [0.5, math.nan],
+        np.array([-math.inf, 0.5]),
     ],
 )
 def test_parameters_that_may_be_of_another_program_are_not_guessed_at(theta: Any) -> None:
