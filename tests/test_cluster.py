@@ -325,6 +325,7 @@ def test_what_is_sent_to_a_worker_that_is_known_to_be_lost_is_answered(client: C
 @pytest.mark.slow
 @pytest.mark.parametrize("why", ["gave up", "never came"])
 def test_a_nanny_without_a_worker_is_replaced(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "_free_port", lambda wanted: 0)  # both start at once: no race for one port
     cluster = Cluster(hq.Site(workers=2))
     try:
         own = cluster._own
