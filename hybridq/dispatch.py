@@ -381,6 +381,12 @@ class Dispatcher:
         self._refuse_if_closed()
         driver_engine().ahead(guess)
 
+    def advance_ahead(self, loop: Loop, seconds: float) -> None:
+        """`ahead` for the first slice of a loop, if `advance` would run it at hand while nothing else runs."""
+        self._refuse_if_closed()
+        if not self._hosted(loop.program) and self.need(loop.program).bytes <= _driver_bytes():
+            driver_engine().advance_ahead(loop, seconds)
+
     def evaluate(self, ask: ProgramAsk, *, alone: bool) -> Any:
         """What ``ask`` comes to: at hand, in this thread, if the placement says so; else by `submit`, and waited for.
 

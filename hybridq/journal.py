@@ -621,7 +621,7 @@ class Journal:
         for name, data in encoded.attachments.items():
             self._store_file(name, data)
         document = encoded.document
-        if type(document) is Written and len(document.json) <= _INLINE_BYTES:  # plain ASCII
+        if type(document) is Written and document.json.isascii() and len(document.json) <= _INLINE_BYTES:
             return document
         text = encoded.text
         if len(text) <= _INLINE_BYTES:

@@ -39,7 +39,7 @@ from hybridq.program import GRADIENTS, Outcome, Program, Request, derivatives, p
 from hybridq.progress import Progress
 from hybridq.recorded import origin_of
 from hybridq.resources import Need, parse_bytes
-from hybridq.runner import LoopCall, Pending, PlannedRun, Run, StepCall, describe_call, follows, scalar
+from hybridq.runner import First, LoopCall, Pending, PlannedRun, Run, StepCall, describe_call, follows, scalar
 from hybridq.scope import Describing, Scope, StepScope, current
 from hybridq.scope import priority as scope_priority
 from hybridq.sites import LOCAL, Site
@@ -536,7 +536,7 @@ def minimize(fun: Callable[..., Any], x0: Any, args: tuple[Any, ...] = (), metho
         or any(callable(value) for value in (method, jac, hess, hessp, callback)),
         start=start,
         closed=_closed(fun, method, jac, (hess, hessp, callback), bounds, constraints, tol, options),
-        gradient=functools.partial(_gradient, fun, start, args, method, jac, run.site),
+        gradient=functools.partial(_gradient, fun, start, args, method, jac, location, run.seed, run.site),
         solve=solve,
         beside=_of_a_point(jac, constraints),
         timeout=timeout,
@@ -562,19 +562,22 @@ _WITH_GRADIENT = {
 """Methods of scipy that use gradients; None is one of them, whichever scipy takes."""
 
 
-def _gradient(fun: Any, start: np.ndarray[Any, Any], args: tuple[Any, ...], method: Any, jac: Any,
-              site: Site = LOCAL) -> str:  # fmt: skip
-    """How gradients come with the values of ``fun``: "none", or as in a numeric plan. Evaluates nothing."""
+def _gradient(fun: Any, start: np.ndarray[Any, Any], args: tuple[Any, ...], method: Any, jac: Any, at: Location,
+              seed: int = 0, site: Site = LOCAL) -> tuple[str, First | None]:  # fmt: skip
+    """How gradients come with the values of ``fun``: "none", or as in a numeric plan. Evaluates nothing.
+
+    And what the loop ``at`` a location evaluates first, where that had to be looked at.
+    """
     if not isinstance(fun, QuantumFunction) or jac not in GRADIENTS:
-        return "none"
+        return "none", None
     if jac == "auto" and not (method is None or (isinstance(method, str) and method.lower() in _WITH_GRADIENT)):
-        return "none"
+        return "none", None
     request = describe_call(fun.__name__, functools.partial(fun.__wrapped__, start.copy(), *args))
-    asked = program(request, seed=0, location=Location(fun.__name__), gradient=jac, site=site)
+    asked = program(request, seed=seed, location=at.child(fun.__name__, 0), gradient=jac, site=site)
     if follows(asked, start):
-        return asked.plan.gradient
+        return asked.plan.gradient, First(request, asked)
     if jac == "auto":
-        return "none"
+        return "none", None
     raise WorkflowError(
         f"{fun.__name__} evaluates other parameters than its first argument, so jac={jac!r} would not be the gradient "
         "by it; give jac=None for finite differences, or pass the argument on as it is."
@@ -674,7 +677,7 @@ def _minimize_outside(
     solve: Callable[..., Any],
 ) -> Any:
     counter = itertools.count()
-    gradient = _gradient(fun, start, args, method, jac)
+    gradient, _ = _gradient(fun, start, args, method, jac, Location("minimize"))
 
     def objective(x: Any, *_: Any) -> Any:
         at = Location(f"minimize/{_name(fun)}[{next(counter)}]")

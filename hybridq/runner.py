@@ -103,6 +103,14 @@ class StepCall:
 
 
 @dataclass(frozen=True, eq=False)
+class First:
+    """What a quantum objective asks for at a loop's start point."""
+
+    request: Request
+    program: Program
+
+
+@dataclass(frozen=True, eq=False)
 class LoopCall:
     """A call of ``minimize``: the optimizer is given as ``solve(objective) -> OptimizeResult``."""
 
@@ -123,8 +131,9 @@ class LoopCall:
     closed: Mapping[str, Any] | None
     """Settings of scipy as data, if the loop is a quantum function's with a method by name and no other code of the
     researcher's in it, so that it may run where its evaluations do; None for any other."""
-    gradient: Callable[[], str]
-    """How gradients come with the objective's values: a numeric plan's ``gradient``; asked once, then recorded."""
+    gradient: Callable[[], tuple[str, First | None]]
+    """How gradients come with the objective's values: a numeric plan's ``gradient``; asked once, then recorded. And
+    what is asked for first, where it takes that to answer."""
     solve: Callable[[Callable[..., Any], Callable[..., Any], bool], Any]
     """Called with the objective, with a wrapper for the researcher's other callables (jac, constraints), and with
     whether the objective returns (value, gradient)."""
@@ -638,6 +647,7 @@ class Run:
         A finished one with bodies of the researcher's in it (a plain objective, a callback) runs against its rows too:
         bodies always run again, so that what they keep outside (a history) is there again.
         """
+        gradient, shipment = self._loop_ahead(location, call)
         arguments = encode(call.arguments, f"argument of minimize({call.name})")
         hashed = digest(call.arguments, f"argument of minimize({call.name})")
         group = location.parent.name + "/" + call.name if location.parent else call.name
@@ -647,7 +657,7 @@ class Run:
             self._record_code(call.name, call.source)
             header = records.Loop(
                 str(location), call.name, call.source.digest, hashed, self._journal.store(arguments), call.method,
-                call.gradient(),
+                call.gradient()[0] if gradient is None else gradient,
             )  # fmt: skip
             if self._earlier is not None and not call.has_bodies and call.describe is not None:
                 with self._texts:
@@ -670,7 +680,8 @@ class Run:
         bound = _pace_of(call, entry.header.gradient).bound
         shown = self._progress.loop(group, limit=bound, reference=value, unit=unit)
         try:
-            output = _Shipped(self, location, call, entry, shown).run() if call.closed is not None else None
+            shipped = None if call.closed is None else _Shipped(self, location, call, entry, shown)
+            output = None if shipped is None else shipped.run(shipment)
             if output is not None:
                 return self._end_loop(entry, output, begun)
             counter = Scope(self, location)
@@ -691,6 +702,38 @@ class Run:
         if entry.end is not None:
             return decode(self._journal.load(entry.end.output))
         return self._end_loop(entry, _encode_result(found, location), begun)
+
+    def _loop_ahead(self, location: Location, call: LoopCall) -> tuple[str | None, _Shipment | None]:
+        """How gradients come with a new loop's values, and the loop as it may go elsewhere, where that is known now.
+
+        The driver's engine may have begun with it, as with a program in `_program`, while the loop is recorded.
+        """
+        if call.closed is None or self._awake != 1 or self._earlier is not None or not self._unknown(location):
+            return None, None
+        gradient, first = call.gradient()
+        try:
+            shipment = self._shipment(location, call, first or self._first(location, call, gradient))
+        except Exception:  # noqa: BLE001  # met again, and recorded, when the loop begins
+            return gradient, None
+        if shipment is not None:
+            self.dispatcher.advance_ahead(shipment.loop, _FIRST_SLICE)
+        return gradient, shipment
+
+    def _first(self, location: Location, call: LoopCall, gradient: str) -> First:
+        assert call.describe is not None
+        request = describe_call(call.name, functools.partial(call.describe, call.start.copy(), *call.args))
+        at = location.child(call.name, 0)
+        return First(request, program(request, seed=self.seed, location=at, gradient=gradient, site=self.site))
+
+    def _shipment(self, location: Location, call: LoopCall, first: First) -> _Shipment | None:
+        """A closed loop as it may go elsewhere; None if it is to stay here."""
+        assert call.closed is not None
+        asked = first.program
+        if not follows(asked, call.start) or self.dispatcher.need(asked).seconds > _LONGEST_SHIPPED:
+            return None
+        method = None if call.method == "default" else call.method
+        loop = Loop(f"{self.token}/{location}", asked, f"{location}/{call.name}", self.seed, method, call.closed)
+        return _Shipment(first.request, loop)
 
     def _end_loop(self, entry: LoopRecord, output: Encoded, begun: float) -> Any:
         self._journal.append(records.LoopEnd(entry.line, self._journal.store(output), time.perf_counter() - begun))
@@ -982,7 +1025,7 @@ class PlannedRun(Run):
             self._expect(self._recorded.answers.get(str(location)), records.Loop, location)
         at = _shown(location)
         try:
-            gradient = call.gradient() if entry is None else entry.header.gradient
+            gradient = call.gradient()[0] if entry is None else entry.header.gradient
         except Unplanned:  # its objective evaluates something else than the point
             gradient = "none"
         known = [key for key in ("callback", "hess", "hessp") if isinstance(call.arguments.get(key), dict)]
@@ -1205,6 +1248,15 @@ class _Objective:
         return "" if self._program == before else self._program
 
 
+@dataclass(frozen=True, eq=False)
+class _Shipment:
+    """A closed loop as it may go elsewhere."""
+
+    request: Request
+    """What its quantum function describes at the start point."""
+    loop: Loop
+
+
 class _Shipped:
     """A closed loop that runs where its evaluations do, in slices; every point is checked and recorded here.
 
@@ -1214,7 +1266,6 @@ class _Shipped:
     def __init__(self, run: Run, location: Location, call: LoopCall, entry: LoopRecord, shown: LoopProgress) -> None:
         self._run, self._call, self._entry, self._shown = run, call, entry, shown
         self._counter = Scope(run, location)
-        self._objective = f"{location}/{call.name}"
         self._points = [_point(row) for row in entry.rows]
         """All that are recorded."""
         self._refused: BaseException | None = None
@@ -1222,17 +1273,17 @@ class _Shipped:
         self._closed = True
         """Whether each point so far was what the quantum function, asked here, describes."""
 
-    def run(self) -> Encoded | None:
-        """The loop's result; None if it is to run here, from its recorded points on."""
+    def run(self, shipment: _Shipment | None) -> Encoded | None:
+        """The loop's result; None if it is to run here, from its recorded points on. ``shipment`` is it, if known."""
         run, call, rows = self._run, self._call, self._entry.rows
-        assert call.closed is not None
-        request = self._describe(call.start)
-        first = self._program(request, 0)
-        if not follows(first, call.start) or run.dispatcher.need(first).seconds > _LONGEST_SHIPPED:
+        if shipment is None:
+            at = self._counter.location
+            shipment = run._shipment(at, call, run._first(at, call, self._entry.header.gradient))
+        if shipment is None:
             return None
+        request, loop = shipment.request, shipment.loop
+        first = loop.program
         run._record_circuit(first)
-        method = None if call.method == "default" else call.method
-        loop = Loop(f"{run.token}/{self._counter.location}", first, self._objective, run.seed, method, call.closed)
         points = self._points
         for row in rows:
             self._shown.evaluated(row.value, recorded=True)

@@ -85,7 +85,7 @@ def _dumps(document: Any) -> bytes:
 
 
 class Written(dict[str, Any]):
-    """A document that knows its JSON: that of a short array or of a few numbers, of which a loop writes many."""
+    """A document that knows its JSON: what a loop writes many of, or what came as JSON."""
 
     __slots__ = ("json",)
 

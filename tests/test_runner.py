@@ -244,6 +244,8 @@ def repeated(kind: str) -> list[float]:
     start = np.array([0.4, -0.7])
     if kind == "loop":
         return list(hq.minimize(energy, start, method="COBYLA", options={"maxiter": 20}, callback=lambda x: None).x)
+    if kind == "closed loops":
+        return [hq.minimize(energy, start + k, method="COBYLA", options={"maxiter": 10}).fun for k in range(3)]
     if kind == "estimator":
         estimator = hq.Estimator()
         return [float(estimator.run([(CIRCUIT, OBSERVABLE, start + k)]).result()[0].data.evs) for k in range(20)]
@@ -255,7 +257,7 @@ def repeated(kind: str) -> list[float]:
 OBSERVABLE = SparsePauliOp.from_list(list(TERMS.items()))
 
 
-@pytest.mark.parametrize("kind", ["values", "by turns", "loop", "estimator"])
+@pytest.mark.parametrize("kind", ["values", "by turns", "loop", "closed loops", "estimator"])
 def test_what_is_begun_is_not_asked_for_again(kind: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[bytes] = []
     send = process._Child._send
@@ -269,6 +271,42 @@ def test_what_is_begun_is_not_asked_for_again(kind: str, store: Path, monkeypatc
     found = report(repeated, kind, store=store)
     assert executed(found)[0] >= 15
     assert 1 <= len(sent) <= 4  # the first of each kind, and what the engine had not known by then
+
+
+@hq.quantum
+def energy_beside(theta: Any, beside: Any) -> Any:
+    return hq.expval(CIRCUIT, OBSERVABLE, theta)
+
+
+@hq.workflow
+def loops_that_are_refused() -> list[float]:
+    found = [float(energy(START))]
+    for k in range(3):
+        with pytest.raises(hq.WorkflowError, match="object"):
+            hq.minimize(energy_beside, START, (object(),), "L-BFGS-B", jac="adjoint")
+        found.append(float(energy(START + k)))
+        found.append(hq.minimize(energy_beside, START + k, (k,), "L-BFGS-B", jac="adjoint").fun)
+    return found
+
+
+def test_a_loop_that_is_refused_when_it_was_begun(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+    ahead = process.EngineProcess.advance_ahead
+
+    def noted(self: process.EngineProcess, *what: Any) -> None:
+        begun.append(what)
+        ahead(self, *what)
+
+    monkeypatch.setattr(process.EngineProcess, "advance_ahead", noted)
+    found = report(loops_that_are_refused, store=store / "ahead")
+    assert len(begun) == 6
+    monkeypatch.setattr(Dispatcher, "advance_ahead", lambda *_: None)
+    plain = report(loops_that_are_refused, store=store / "plain")
+    assert exact(found.value) == exact(plain.value)
+    assert executed(found) == executed(plain)
+    rows, expected = ([(r["x"], r["value"], r["g"]) for r in journal(at) if r["k"] == "row"]
+                      for at in (found.directory, plain.directory))  # fmt: skip
+    assert rows == expected
 
 
 @hq.workflow

@@ -40,6 +40,7 @@ _NARROW = 9  # qubits up to which sums with signs are one product with a matrix
 _DENSE = 6  # qubits up to which an observable is a full matrix, 64 KiB: calling a sparse one takes longer than its work
 _FUSED = 14  # qubits from which on a pass over the state costs more than making the product of two matrices
 _BUILT = 2**16  # entries of a matrix that are made at a time
+_TOGETHER = 2**17  # bytes of states of the pass back that are summed at once
 
 
 class AdjointEngine:
@@ -140,24 +141,43 @@ Item = tuple[_Gate, list[float]]
 
 
 class _Calls:
-    """Gates on a state of lightning's, or their inverses; for many qubits, those that share one qubit as one."""
+    """What is called on a state of lightning's, one call after the other.
 
-    def __init__(
-        self, state: Any, num_qubits: int, items: Sequence[Item], *, shift: int = 0, back: bool = False
-    ) -> None:
+    ``back`` is for the inverses of gates, ``shift`` what is added to their wires.
+    """
+
+    def __init__(self, state: Any, num_qubits: int, *, shift: int = 0, back: bool = False) -> None:
+        self._state, self._fused, self._shift, self._back = state, num_qubits >= _FUSED, shift, back
+        self._products: list[_Products] = []
+        self._calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def add(self, items: Sequence[Item]) -> None:
+        """Gates; for many qubits, those of them that share one qubit as one."""
         moved = [
-            (replace(gate, wires=[wire + shift for wire in gate.wires], inverse=gate.inverse != back), angle)
+            (
+                replace(gate, wires=[wire + self._shift for wire in gate.wires], inverse=gate.inverse != self._back),
+                angle,
+            )
             for gate, angle in items
         ]
-        runs = list(_runs(moved)) if num_qubits >= _FUSED else [[item] for item in moved]
-        self._products = _Products([run for run in runs if len(run) > 1])
-        matrices = iter(self._products.matrices)
-        self._calls = [_call(state, *run[0]) if len(run) == 1 else
-                       (state.applyMatrix, (next(matrices), run[0][0].wires, False)) for run in runs]  # fmt: skip
+        runs = list(_runs(moved)) if self._fused else [[item] for item in moved]
+        products = _Products([run for run in runs if len(run) > 1])
+        if len(products.matrices):
+            self._products.append(products)
+        matrices = iter(products.matrices)
+        for run in runs:
+            one = len(run) == 1
+            fused = () if one else (next(matrices), run[0][0].wires, False)
+            self._calls.append(_call(self._state, *run[0]) if one else (self._state.applyMatrix, fused))
+
+    def read(self, into: Array) -> None:
+        """The state as it is then, copied ``into`` an array, shape (2^n,)."""
+        self._calls.append((self._state.getState, (into,)))
 
     def run(self) -> None:
-        """Apply them with the angles of now."""
-        self._products.update()
+        """Make the calls, gates with their angles of now."""
+        for products in self._products:
+            products.update()
         for method, arguments in self._calls:
             method(*arguments)
 
@@ -214,8 +234,6 @@ class _Products:
                 self._odd[place, number] = -odd if gate.inverse else odd
 
     def update(self) -> None:
-        if not len(self.matrices):
-            return
         halves = np.array([[angle[0] for angle in angles] for angles in self._angles])[..., None, None] / 2
         factors = np.cos(halves) * self._even + np.sin(halves) * self._odd
         product = factors[0]
@@ -229,14 +247,15 @@ class _Forward:
 
     def __init__(self, num_qubits: int, items: Sequence[Item]) -> None:
         self._state = _core().StateVectorC128(num_qubits)
-        self._calls = _Calls(self._state, num_qubits, items)
         self._ket = np.empty(2**num_qubits, dtype=np.complex128)
+        self._calls = _Calls(self._state, num_qubits)
+        self._calls.add(items)
+        self._calls.read(self._ket)
 
     def run(self) -> Array:
         """The amplitudes with the angles of now, in a buffer that is used again."""
         self._state.resetStateVector()
         self._calls.run()
-        self._state.getState(self._ket)
         return self._ket
 
 
@@ -251,7 +270,9 @@ class _Prepared:
         gates = [g for i in lowered.circuit.data for g in _gates(i, lowered.circuit, numbers)]
         self._items = [(gate, list(gate.angle)) for gate in gates]
         self._open = [angle for gate, angle in self._items if gate.slot is not None]
-        self._slots = np.array([gate.slot for gate in gates if gate.slot is not None], dtype=np.intp)
+        slots = [gate.slot for gate in gates if gate.slot is not None]
+        self._slots = None if slots == list(range(len(lowered.slots))) else np.array(slots, dtype=np.intp)
+        """Of the gates that have one; None where they are all slots in their order."""
         limit = OPERATOR_ENTRIES // max(1, len(template.observables))
         self._constants: list[float] = []
         self._measured: list[tuple[int, _Operator]] = []
@@ -269,7 +290,7 @@ class _Prepared:
         if 16 << self._qubits <= _KEPT_STATE:
             back = self._back()
             self._passes = self._forward(), back
-            self.nbytes += (112 << self._qubits) + back.nbytes
+            self.nbytes += (32 << self._qubits) + back.nbytes
 
     def _forward(self) -> _Forward:
         return _Forward(self._qubits, self._items)
@@ -286,7 +307,8 @@ class _Prepared:
         if gradients is not None and back is None:
             back = self._back()
         for row, slots in enumerate(self._binder.bind(theta)):
-            for angle, value in zip(self._open, slots[self._slots].tolist(), strict=True):
+            angles = slots if self._slots is None else slots[self._slots]
+            for angle, value in zip(self._open, angles.tolist(), strict=True):
                 angle[0] = value
             ket = forward.run()
             slopes = None if gradients is None else np.zeros((len(self._constants), len(slots)))
@@ -294,7 +316,8 @@ class _Prepared:
                 bra = operator @ ket
                 values[row, column] += bra.view(np.float64) @ ket.view(np.float64)
                 if slopes is not None and back is not None:
-                    slopes[column] = np.bincount(self._slots, back.slopes(ket, bra), minlength=len(slots))
+                    own = back.slopes(ket, bra)
+                    slopes[column] = own if self._slots is None else np.bincount(self._slots, own, minlength=len(slots))
             if gradients is not None and slopes is not None:
                 gradients[row] = self._binder.chain(theta[row], slopes)
 
@@ -325,25 +348,27 @@ def _rotation(name: str, wires: list[int], angle: Any, slots: dict[Any, int]) ->
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Rotations about words of Zs, none of which has to wait for another."""
+class _Readings:
+    """Which angle each reading is of, and the signs that it sums with: all readings of some pauses of the pass back."""
 
     numbers: Array
-    """Which of the angles with slots, shape (rotations,)."""
+    """Of the angles with slots, shape (readings,)."""
+    pauses: Array
+    """The pause that each reading is made in."""
     low: Array
     """Signs of the different words on the low qubits, shape (states of these, words)."""
     columns: Array
-    """Which of these words each rotation has."""
+    """Which of these words each reading has."""
     high: Array | None
-    """Signs on the other qubits, shape (rotations, states of these); None where all qubits are low."""
+    """Signs on the other qubits, shape (readings, states of these); None where all qubits are low."""
 
     def sums(self, weights: Array) -> Array:
-        """The sums of ``weights``, shape (2^n,), with each rotation's signs, shape (rotations,)."""
+        """The sums of ``weights``, shape (pauses, 2^n), with each reading's signs, shape (readings,)."""
         if self.high is None:
-            sums: Array = (weights @ self.low)[self.columns]
+            sums: Array = (weights @ self.low)[self.pauses, self.columns]
         else:
-            halves = weights.reshape(-1, len(self.low)) @ self.low
-            sums = (self.high * halves[:, self.columns].T).sum(axis=1)
+            halves = weights.reshape(len(weights), -1, len(self.low)) @ self.low
+            sums = (self.high * halves[self.pauses, :, self.columns]).sum(axis=1)
         return sums
 
 
@@ -352,44 +377,53 @@ class _Back:
 
     The derivative by the angle of exp(-i angle/2 P) is Im <bra|P|ket>. Between changes of basis every P is a word of
     Zs, so all that stand side by side are sums with signs over one vector, Im(bra* ket): where an inner product for
-    each angle was, there is one vector for each layer.
+    each angle was, there is one vector for each layer. Of small states those of many layers are kept and summed at
+    once, since calling numpy takes longer than its work there.
     """
 
     def __init__(self, num_qubits: int, items: Sequence[Item]) -> None:
         self._state = _core().StateVectorC128(num_qubits + 1)
-        self._stack = np.empty((2, 2**num_qubits), dtype=np.complex128)
-        self._flat = self._stack.reshape(-1)
-        ket, bra = self._stack
-        self._parts = bra.real, ket.imag, bra.imag, ket.real
-        self._weights, self._scratch = np.empty((2, 2**num_qubits))
         self._count = sum(gate.slot is not None for gate, _ in items)
         numbers = iter(range(self._count - 1, -1, -1))
         steps = [step for item in reversed(items) for step in _steps(item, numbers)]
+        pauses = list(_scheduled(steps))
+        together = max(1, min(len(pauses), _TOGETHER // (32 << num_qubits)))
+        self._stacks = np.empty((together, 2, 2**num_qubits), dtype=np.complex128)
+        self._flat = list(self._stacks.reshape(together, -1))
+        ket, bra = self._stacks[:, 0], self._stacks[:, 1]
+        factors = bra.real, ket.imag, bra.imag, ket.real
+        buffers = np.empty((2, together, 2**num_qubits))
+        self.parts: list[tuple[_Calls, list[Array], _Readings]] = []
+        """Pauses that are summed at once: the calls up to the last of them, views of their states, what is read off."""
         known: dict[tuple[int, ...], tuple[Array, Array, Array | None]] = {}
-        self._segments: list[tuple[_Calls, _Group]] = []
-        self.nbytes = 0
-        """Of the signs; the states come to 80 bytes an amplitude."""
-        for before, together in _scheduled(steps):
-            calls = _Calls(self._state, num_qubits + 1, [step.item for step in before], shift=1, back=True)
-            words = tuple(sum(1 << num_qubits - 1 - wire for wire in step.wires) for step in together)
+        self.nbytes = (32 << num_qubits) + self._stacks.nbytes + buffers.nbytes
+        """Of the states, 80 bytes an amplitude or `_TOGETHER` and half of it, and of the signs."""
+        for start in range(0, len(pauses), together):
+            part = pauses[start : start + together]
+            calls = _Calls(self._state, num_qubits + 1, shift=1, back=True)
+            for (before, _), flat in zip(part, self._flat, strict=False):  # the last part may be shorter
+                calls.add([step.item for step in before])
+                calls.read(flat)
+            readings = [(pause, step) for pause, (_, read) in enumerate(part) for step in read]
+            words = tuple(sum(1 << num_qubits - 1 - wire for wire in step.wires) for _, step in readings)
             if words not in known:
                 known[words] = _signs(words, num_qubits)
                 self.nbytes += sum(array.nbytes for array in known[words] if array is not None)
-            self._segments.append((calls, _Group(np.array([step.number for step in together]), *known[words])))
+            own, places = np.array([step.number for _, step in readings]), np.array([pause for pause, _ in readings])
+            views = [array[: len(part)] for array in (*factors, *buffers)]
+            self.parts.append((calls, views, _Readings(own, places, *known[words])))
 
     def slopes(self, ket: Array, bra: Array) -> Array:
         """2 Re <bra| d ket> by each angle that has a slot, in the order of the gates, at the angles of now."""
         slopes = np.empty(self._count)
-        self._stack[0], self._stack[1] = ket, bra
-        self._state.updateData(self._flat)
-        bra_real, ket_imag, bra_imag, ket_real = self._parts
-        for calls, group in self._segments:
+        self._stacks[0, 0], self._stacks[0, 1] = ket, bra
+        self._state.updateData(self._flat[0])
+        for calls, (bra_real, ket_imag, bra_imag, ket_real, weights, scratch), readings in self.parts:
             calls.run()
-            self._state.getState(self._flat)
-            np.multiply(bra_real, ket_imag, out=self._weights)
-            np.multiply(bra_imag, ket_real, out=self._scratch)
-            self._weights -= self._scratch
-            slopes[group.numbers] = group.sums(self._weights)
+            np.multiply(bra_real, ket_imag, out=weights)
+            np.multiply(bra_imag, ket_real, out=scratch)
+            weights -= scratch
+            slopes[readings.numbers] = readings.sums(weights)
         return slopes
 
 
@@ -482,7 +516,7 @@ def _scheduled(steps: Sequence[_Step]) -> Iterator[tuple[list[_Step], list[_Step
 
 
 def _signs(words: Sequence[int], num_qubits: int) -> tuple[Array, Array, Array | None]:
-    """``low``, ``columns`` and ``high`` of a `_Group` of ``words``, masks of the qubits that have a Z."""
+    """``low``, ``columns`` and ``high`` of `_Readings` of ``words``, masks of the qubits that have a Z."""
     low_qubits = num_qubits if num_qubits <= _NARROW else num_qubits // 2
     masks = np.array(words, dtype=np.int64)
     low, columns = np.unique(masks & ((1 << low_qubits) - 1), return_inverse=True)

@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,7 @@ class Loops:
     def __init__(self, evaluate: Callable[[Sequence[Program]], list[Outcome | HybridqError]]) -> None:
         self._evaluate = evaluate
         self._waiting: OrderedDict[str, _Running] = OrderedDict()
+        self._idle: list[_Thread] = []
 
     def advance(self, loop: Loop, known: int, points: Sequence[Point] | None, seconds: float,
                 part: Callable[[Advance], None] | None = None) -> Advance:  # fmt: skip
@@ -112,18 +114,38 @@ class Loops:
         """
         running = self._waiting.pop(loop.token, None)
         if running is not None and running.count != known:
-            running.drop()
+            self._idle.append(running.drop())
             running = None
         if running is None:
             if points is None and known:
                 return Advance("lost", ())
-            running = _Running(loop, points or (), self._evaluate)
+            running = _Running(loop, points or (), self._evaluate, self._idle.pop() if self._idle else _Thread())
         found = running.advance(seconds, part)
         if found.state == "more":
             self._waiting[loop.token] = running
             while len(self._waiting) > _SUSPENDED:
-                self._waiting.popitem(last=False)[1].drop()
+                self._idle.append(self._waiting.popitem(last=False)[1].drop())
+        else:
+            self._idle.append(running.thread)
         return found
+
+
+class _Thread:
+    """A thread that runs one loop after another: to start one takes as long as some evaluations."""
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        threading.Thread(target=self._serve, name="hybridq-loop", daemon=True).start()
+
+    def run(self, body: Callable[[], None]) -> None:
+        """Call ``body``, which does not raise, in the thread; others that were asked for come first."""
+        self._asked.put(body)
+
+    def _serve(self) -> None:
+        while True:
+            body = self._asked.get()
+            body()
+            del body  # with all that a loop holds
 
 
 class _Dropped(BaseException):
@@ -131,13 +153,14 @@ class _Dropped(BaseException):
 
 
 class _Running:
-    """An optimizer in a thread of its own, of which either that thread or the caller runs, never both."""
+    """An optimizer in a thread, of which either that thread or the caller runs, never both."""
 
     def __init__(
         self,
         loop: Loop,
         points: Sequence[Point],
         evaluate: Callable[[Sequence[Program]], list[Outcome | HybridqError]],
+        thread: _Thread,
     ) -> None:
         self._loop, self._old, self._evaluate = loop, points, evaluate
         self.count = len(points)
@@ -152,8 +175,9 @@ class _Running:
         self._location = Location(loop.objective)
         self._seeded = bool(loop.program.seeds.any())
         """Whether each evaluation has random numbers of its own."""
-        self._thread = threading.Thread(target=self._run, name=f"loop-{loop.token}", daemon=True)
-        self._thread.start()
+        self.thread = thread
+        """Free for another loop when this one is at its end, or dropped."""
+        thread.run(self._run)
 
     def advance(self, seconds: float, part: Callable[[Advance], None] | None) -> Advance:
         now = time.perf_counter()
@@ -171,11 +195,12 @@ class _Running:
         self.count += len(points)
         return first, points
 
-    def drop(self) -> None:
-        """Give the loop up: its thread ends."""
+    def drop(self) -> _Thread:
+        """Give the loop up; its thread, which is free."""
         self._dropped = True
         self._go.release()
-        self._thread.join()
+        self._paused.acquire()
+        return self.thread
 
     def _run(self) -> None:
         from scipy import optimize
@@ -190,6 +215,9 @@ class _Running:
                     self._objective, start.copy(), (), loop.method, loop.program.plan.gradient != "none" or None,
                     bounds=settings.get("bounds"), tol=settings.get("tol"), options=settings.get("options"),
                 )  # fmt: skip
+                if self._part is not None and self._new:  # they are recorded while the result is encoded
+                    first, points = self._taken()
+                    self._part(Advance("more", points, first))
                 encoded, left_out = encode_result(found)
                 self._end = Advance("done", (), 0, encoded, left_out)
         except _Dropped:

@@ -310,12 +310,16 @@ class Binder:
                 self._factors[term, slot] = factor
         bare = most == 1 and not self._general and not self._constants.any() and bool((self._factors == 1.0).all())
         self._bare = self._columns[0] if bare else None
+        self._same = bare and self._columns[0].tolist() == list(range(width))
+        """Whether the slots are the parameters."""
 
     def bind(self, theta: Array) -> Array:
-        """Values of shape (rows, slots) of ``theta``, shape (rows, parameters).
+        """Values of shape (rows, slots) of ``theta``, shape (rows, parameters), to be read: it may be ``theta``.
 
         Elementwise products and sums in a fixed order, no linear algebra: a row's bits are its own.
         """
+        if self._same:
+            return theta
         if self._bare is not None:
             return theta[:, self._bare]
         transposed = theta.T
@@ -340,6 +344,8 @@ class Binder:
 
         ``slopes`` has shape (observables, slots), ``row`` shape (parameters,). Sums run in the order of the slots.
         """
+        if self._same:
+            return slopes.copy()
         slots, columns, factors = self._slopes
         if self._general:
             values = row.tolist()

@@ -144,6 +144,13 @@ class EngineProcess:
         A call of `evaluate` with an equal one alone takes what it comes to; any other call forgets it when it is done.
         So it must be short, and such that it can be evaluated in vain. An interrupt ends the process, as in `run`.
         """
+        self._begin(frames.EVALUATE, lambda: wire.pack([program]))
+
+    def advance_ahead(self, loop: Loop, seconds: float) -> None:
+        """`ahead` for the first slice of ``loop``: what `advance` takes that is asked for the same with ``arrived``."""
+        self._begin(frames.ADVANCE, lambda: wire.pack_loop(loop, 0, None, seconds, parts=True))
+
+    def _begin(self, kind: bytes, pack: Callable[[], Batch]) -> None:
         if self._lock.locked():
             return
         with self._lock:  # which no interrupt leaves held, as it may one that is tried; so this may wait, very rarely
@@ -151,7 +158,7 @@ class EngineProcess:
             if child is None or child.owner != os.getpid():
                 return
             try:
-                child.begin(wire.pack([program]))
+                child.begin(kind, pack())
             except BaseException:
                 self._child = None
                 child.kill()
@@ -245,8 +252,8 @@ class _Child:
         self._known: set[str] = set()
         self._left = b""
         """What was read beyond a frame."""
-        self._begun: bytes | None = None
-        """The payload of a batch that was sent, and whose answer nobody has waited for yet."""
+        self._begun: tuple[bytes, bytes] | None = None
+        """Kind and payload of a batch that was sent, and whose answer nobody has waited for yet."""
         command = [sys.executable, "-P", "-m", "hybridq.engines", str(self.owner), str(max_bytes), str(spin)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         try:  # in a group of its own: Ctrl-C in a terminal goes to the parent alone
@@ -277,16 +284,16 @@ class _Child:
         self._finalizer()
         self._log.thread.join()
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, kind: bytes, batch: Batch) -> None:
         """Send ``batch``, if that can be done at once, for an `evaluate` of the same to find it begun."""
         if not self.ready or self._begun is not None or not self._known.issuperset(batch.templates):
             return
         message = wire.join_request({}, batch.payload)
         if frames.HEAD.size + len(message) > select.PIPE_BUF:  # it might be taken in part
             return
-        self._begun = batch.payload
+        self._begun = kind, batch.payload
         try:
-            os.write(self._input, frames.HEAD.pack(frames.EVALUATE, len(message)) + message)
+            os.write(self._input, frames.HEAD.pack(kind, len(message)) + message)
         except (BlockingIOError, BrokenPipeError):  # who asks next learns of it
             self._begun = None
 
@@ -295,7 +302,7 @@ class _Child:
         if not self.ready:
             self._await_ready()
         begun, self._begun = self._begun, None
-        if begun is not None and (begun != batch.payload or kind != frames.EVALUATE):
+        if begun is not None and begun != (kind, batch.payload):
             self._forget()
             begun = None
         self._limit = None if expected is None or not self._idle else self._idle + 2 * expected + _SPARE_BYTES
@@ -329,8 +336,10 @@ class _Child:
     def _forget(self) -> None:
         """Wait for the answer to what was begun, which nobody asked for; what becomes of it is nobody's failure."""
         self._limit = None
+        deadline = time.monotonic() + _FORGET_SECONDS
         try:
-            self._receive(time.monotonic() + _FORGET_SECONDS, _FORGET_SECONDS)
+            while self._receive(deadline, _FORGET_SECONDS)[0] == frames.PART:
+                pass
         except HybridqError as error:
             raise _Ended(str(error)) from None
 
@@ -452,12 +461,12 @@ def _end(popen: subprocess.Popen[bytes], owner: int) -> None:
     assert popen.stdin is not None
     assert popen.stdout is not None
     popen.stdin.close()
+    popen.stdout.close()  # what was begun and nobody took may not fit into it: the process does not wait for a reader
     try:
         popen.wait(_CLOSE_SECONDS)
     except subprocess.TimeoutExpired:
         popen.kill()
         popen.wait()
-    popen.stdout.close()
 
 
 def _environment() -> dict[str, str]:

@@ -24,7 +24,7 @@ from hybridq import errors
 from hybridq.engines.loops import Advance, Loop, Point
 from hybridq.errors import Corrupt, EngineFailed, HybridqError, WorkflowError
 from hybridq.program import NumericPlan, Outcome, Program, Template, physical
-from hybridq.values import Encoded
+from hybridq.values import Encoded, Written
 
 __all__ = [
     "Batch",
@@ -422,14 +422,14 @@ def pack_advance(advance: Advance | HybridqError) -> bytes:
         return _join(_dumps({"error": [type(advance).__name__, str(advance)]}).encode(), [])
     found, points = advance.result, advance.points
     attachments = {} if found is None else dict(found.attachments)
+    text = b"" if found is None else found.text
     head = {
         "state": advance.state, "first": advance.first, "count": len(points),
         "width": len(points[0].x) if points else 0,
         "gradients": bool(points) and points[0].gradient is not None, "left_out": advance.left_out,
-        "result": None if found is None else found.document,
-        "attachments": [[name, len(data)] for name, data in attachments.items()],
+        "result": len(text), "attachments": [[name, len(data)] for name, data in attachments.items()],
     }  # fmt: skip
-    arrays = [*_point_arrays(points), *(np.frombuffer(data, _BYTE) for data in attachments.values())]
+    arrays = [*_point_arrays(points), *(np.frombuffer(data, _BYTE) for data in (text, *attachments.values()))]
     return _join(_dumps(head).encode(), arrays)
 
 
@@ -441,8 +441,9 @@ def unpack_advance(data: bytes) -> Advance | HybridqError:
         return _error(*header["error"])
     arrays = _Arrays(data, start)
     points = _take_points(arrays, header["count"], header["width"], header["gradients"])
+    text = arrays.take(_BYTE, (header["result"],)).tobytes().decode()
     attachments = {name: arrays.take(_BYTE, (size,)).tobytes() for name, size in header["attachments"]}
-    found = None if header["state"] != "done" else Encoded(header["result"], attachments)
+    found = None if header["state"] != "done" else Encoded(Written(json.loads(text), text), attachments)
     return Advance(header["state"], points, header["first"], found, tuple(header["left_out"]))
 
 

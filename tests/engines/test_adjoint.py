@@ -33,11 +33,12 @@ def engine():
     return AdjointEngine(2**31)
 
 
-def evaluate_wide(program):
-    """By an engine that takes few qubits in the ways that it takes many."""
+def evaluate_wide(program, together=0):
+    """By an engine that takes few qubits in the ways that it takes many; its pass back sums so many bytes at once."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_FUSED", "_NARROW", "_KEPT_STATE"):
             patch.setattr(adjoint, name, 0)
+        patch.setattr(adjoint, "_TOGETHER", together)
         (outcome,) = AdjointEngine(2**31).evaluate([program])
     return outcome
 
@@ -59,7 +60,8 @@ def test_values_and_gradients(engine, make_with, twin, slopes, data):
     assert not isinstance(both, Exception), both
     np.testing.assert_allclose(both.values, twin(circuit, members, theta), atol=1e-10)
     np.testing.assert_allclose(both.gradients, slopes(circuit, members, theta), atol=1e-7)
-    same = evaluate_wide(make_with(circuit, [members], theta[:, None], **BOTH))
+    together = data.draw(st.sampled_from([0, 2**9, 2**17]))
+    same = evaluate_wide(make_with(circuit, [members], theta[:, None], **BOTH), together)
     np.testing.assert_allclose(same.values, both.values, atol=1e-12)
     np.testing.assert_allclose(same.gradients, both.gradients, atol=1e-11)
     assert np.array_equal(value.values, both.values)
@@ -217,7 +219,8 @@ class TestSchedule:
         lowered = adjoint.lower(circuit, adjoint._BASIS)
         numbers = {slot: number for number, slot in enumerate(lowered.slots)}
         items = [(g, list(g.angle)) for i in lowered.circuit.data for g in adjoint._gates(i, lowered.circuit, numbers)]
-        return [len(group.numbers) for _, group in adjoint._Back(circuit.num_qubits, items)._segments]
+        parts = adjoint._Back(circuit.num_qubits, items).parts
+        return [count for *_, readings in parts for count in np.bincount(readings.pauses).tolist()]
 
     def test_layers(self):
         assert self.groups(efficient_su2(5, reps=2, entanglement="linear")) == [5] * 6

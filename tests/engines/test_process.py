@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -348,6 +349,61 @@ class TestAhead:
         assert found.state == "done"
         assert found.points[0].value == own.evaluate([start])[0].values.item()
 
+    @pytest.fixture
+    def loop(self, make):
+        circuit = efficient_su2(2, reps=1)
+        start = make(circuit, "ZZ", np.full(circuit.num_parameters, 0.3))
+        return Loop("token", start, "run/minimize[0]/energy", 0, "COBYLA", {"options": {"maxiter": 300, "tol": 0.0}})
+
+    @pytest.fixture
+    def advanced(self, process, loop):
+        """All that the loop comes to."""
+        return process.advance(replace(loop, token="another"), [], 60.0)
+
+    @staticmethod
+    def taken(process, loop, seconds=60.0):
+        """What `advance` comes to in one slice, points that came as parts among its own."""
+        points = []
+
+        def arrived(part):
+            assert part.first == len(points)
+            points.extend(part.points)
+
+        found = process.advance(loop, points, seconds, arrived=arrived)
+        return replace(found, points=(*points, *found.points), first=0)
+
+    def test_a_loop_is_begun(self, own, loop, advanced, sent):
+        own.evaluate([loop.program])
+        own.advance_ahead(loop, 60.0)
+        found = self.taken(own, loop)
+        assert len(sent) == 1
+        assert len(found.points) > 100
+        assert [p.x.tobytes() + np.float64(p.value).tobytes() for p in found.points] == [
+            p.x.tobytes() + np.float64(p.value).tobytes() for p in advanced.points
+        ]
+        assert found.result == advanced.result
+        assert found.state == "done"
+
+    @pytest.mark.parametrize("other", ["program", "loop", "slice"])
+    def test_a_loop_that_was_begun_is_forgotten(self, own, programs, loop, advanced, sent, other):
+        expected = own.evaluate([programs[0], loop.program])[0].values.tobytes()
+        own.advance_ahead(loop, 0.05)
+        if other == "program":
+            assert own.evaluate(programs[:1])[0].values.tobytes() == expected
+        found = self.taken(own, replace(loop, token="third") if other == "loop" else loop)
+        assert len(sent) == (3 if other == "program" else 2)
+        assert found.result == advanced.result
+        assert len(found.points) == len(advanced.points)
+
+    def test_what_nobody_takes_does_not_keep_it_from_ending(self, own, loop):
+        own.evaluate([loop.program])
+        popen = own._child.popen
+        loop = replace(loop, settings={"options": {"maxiter": 10**6, "tol": 0.0}})
+        own.advance_ahead(loop, 600.0)
+        time.sleep(1.0)  # so much that the pipe is full
+        own.close()
+        assert popen.returncode not in (None, -signal.SIGKILL)
+
     def test_nothing_is_begun_where_nothing_is_known(self, own, programs, make):
         own.ahead(programs[0])
         assert not own.alive
@@ -410,8 +466,8 @@ class TestAhead:
         (expected,) = own.evaluate(programs[:1])
         begin = process_module._Child.begin
 
-        def killed(self, batch):
-            begin(self, batch)
+        def killed(self, kind, batch):
+            begin(self, kind, batch)
             killer = threading.Thread(target=own.kill)
             killer.start()
             wait_for(lambda: self.unwanted)
@@ -427,7 +483,7 @@ class TestAhead:
         (expected,) = own.evaluate(programs[:1])
         pid = own.pid
 
-        def interrupted(self, batch):
+        def interrupted(self, kind, batch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
