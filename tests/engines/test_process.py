@@ -398,8 +398,8 @@ class TestAhead:
     def test_what_nobody_takes_does_not_keep_it_from_ending(self, own, loop):
         own.evaluate([loop.program])
         popen = own._child.popen
-        loop = replace(loop, settings={"options": {"maxiter": 10**6, "tol": 0.0}})
-        own.advance_ahead(loop, 600.0)
+        endless = {"options": {"maxiter": 10**6, "maxfev": 10**6, "xatol": 0.0, "fatol": 0.0}}
+        own.advance_ahead(replace(loop, method="Nelder-Mead", settings=endless), 600.0)
         time.sleep(1.0)  # so much that the pipe is full
         own.close()
         assert popen.returncode not in (None, -signal.SIGKILL)
