@@ -384,7 +384,8 @@ class Dispatcher:
     def advance_ahead(self, loop: Loop, seconds: float) -> None:
         """`ahead` for the first slice of a loop, if `advance` would run it at hand while nothing else runs."""
         self._refuse_if_closed()
-        if not self._hosted(loop.program) and self.need(loop.program).bytes <= _driver_bytes():
+        asked = loop.program
+        if asked.plan.engine != "backend" and not self._hosted(asked) and self.need(asked).bytes <= _driver_bytes():
             driver_engine().advance_ahead(loop, seconds)
 
     def evaluate(self, ask: ProgramAsk, *, alone: bool) -> Any:

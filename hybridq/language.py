@@ -573,7 +573,7 @@ def _gradient(fun: Any, start: np.ndarray[Any, Any], args: tuple[Any, ...], meth
     if jac == "auto" and not (method is None or (isinstance(method, str) and method.lower() in _WITH_GRADIENT)):
         return "none", None
     request = describe_call(fun.__name__, functools.partial(fun.__wrapped__, start.copy(), *args))
-    asked = program(request, seed=seed, location=at.child(fun.__name__, 0), gradient=jac, site=site)
+    asked = program(request, seed=seed, location=at.child(_name(fun), 0), gradient=jac, site=site)
     if follows(asked, start):
         return asked.plan.gradient, First(request, asked)
     if jac == "auto":

@@ -647,7 +647,7 @@ class Run:
         A finished one with bodies of the researcher's in it (a plain objective, a callback) runs against its rows too:
         bodies always run again, so that what they keep outside (a history) is there again.
         """
-        gradient, shipment = self._loop_ahead(location, call)
+        looked = self._loop_ahead(location, call)
         arguments = encode(call.arguments, f"argument of minimize({call.name})")
         hashed = digest(call.arguments, f"argument of minimize({call.name})")
         group = location.parent.name + "/" + call.name if location.parent else call.name
@@ -657,7 +657,7 @@ class Run:
             self._record_code(call.name, call.source)
             header = records.Loop(
                 str(location), call.name, call.source.digest, hashed, self._journal.store(arguments), call.method,
-                call.gradient()[0] if gradient is None else gradient,
+                call.gradient()[0] if looked is None else looked.gradient,
             )  # fmt: skip
             if self._earlier is not None and not call.has_bodies and call.describe is not None:
                 with self._texts:
@@ -680,8 +680,8 @@ class Run:
         bound = _pace_of(call, entry.header.gradient).bound
         shown = self._progress.loop(group, limit=bound, reference=value, unit=unit)
         try:
-            shipped = None if call.closed is None else _Shipped(self, location, call, entry, shown)
-            output = None if shipped is None else shipped.run(shipment)
+            shipment = self._shipment_of(location, call, entry, looked)
+            output = None if shipment is None else _Shipped(self, location, call, entry, shown).run(shipment)
             if output is not None:
                 return self._end_loop(entry, output, begun)
             counter = Scope(self, location)
@@ -703,21 +703,33 @@ class Run:
             return decode(self._journal.load(entry.end.output))
         return self._end_loop(entry, _encode_result(found, location), begun)
 
-    def _loop_ahead(self, location: Location, call: LoopCall) -> tuple[str | None, _Shipment | None]:
-        """How gradients come with a new loop's values, and the loop as it may go elsewhere, where that is known now.
+    def _loop_ahead(self, location: Location, call: LoopCall) -> _Looked | None:
+        """What a new closed loop comes to; None for any other, and where more than this goes on.
 
         The driver's engine may have begun with it, as with a program in `_program`, while the loop is recorded.
         """
         if call.closed is None or self._awake != 1 or self._earlier is not None or not self._unknown(location):
-            return None, None
+            return None
         gradient, first = call.gradient()
         try:
             shipment = self._shipment(location, call, first or self._first(location, call, gradient))
-        except Exception:  # noqa: BLE001  # met again, and recorded, when the loop begins
-            return gradient, None
+        except Exception as error:  # noqa: BLE001  # raised, and recorded, when the loop begins
+            self.check()
+            return _Looked(gradient, None, error)
         if shipment is not None:
             self.dispatcher.advance_ahead(shipment.loop, _FIRST_SLICE)
-        return gradient, shipment
+        return _Looked(gradient, shipment)
+
+    def _shipment_of(self, location: Location, call: LoopCall, entry: LoopRecord, looked: _Looked | None
+                     ) -> _Shipment | None:  # fmt: skip
+        """A loop as it may go elsewhere; None if it is to stay here."""
+        if call.closed is None:
+            return None
+        if looked is None:
+            return self._shipment(location, call, self._first(location, call, entry.header.gradient))
+        if looked.refused is not None:
+            raise looked.refused
+        return looked.shipment
 
     def _first(self, location: Location, call: LoopCall, gradient: str) -> First:
         assert call.describe is not None
@@ -1257,6 +1269,18 @@ class _Shipment:
     loop: Loop
 
 
+@dataclass(frozen=True, eq=False)
+class _Looked:
+    """What a closed loop was found to be before it was recorded."""
+
+    gradient: str
+    """How gradients come with its values."""
+    shipment: _Shipment | None
+    """None if it is to stay here."""
+    refused: Exception | None = None
+    """What was raised by the look itself."""
+
+
 class _Shipped:
     """A closed loop that runs where its evaluations do, in slices; every point is checked and recorded here.
 
@@ -1273,14 +1297,9 @@ class _Shipped:
         self._closed = True
         """Whether each point so far was what the quantum function, asked here, describes."""
 
-    def run(self, shipment: _Shipment | None) -> Encoded | None:
-        """The loop's result; None if it is to run here, from its recorded points on. ``shipment`` is it, if known."""
+    def run(self, shipment: _Shipment) -> Encoded | None:
+        """The loop's result; None if it is to run here, from its recorded points on."""
         run, call, rows = self._run, self._call, self._entry.rows
-        if shipment is None:
-            at = self._counter.location
-            shipment = run._shipment(at, call, run._first(at, call, self._entry.header.gradient))
-        if shipment is None:
-            return None
         request, loop = shipment.request, shipment.loop
         first = loop.program
         run._record_circuit(first)

@@ -92,7 +92,7 @@ class Written(dict[str, Any]):
     def __init__(self, document: Mapping[str, Any], json: str) -> None:
         super().__init__(document)
         self.json = json
-        """What `json.dumps` makes of it, without spaces."""
+        """What `to_json` makes of it."""
 
 
 def digest_bytes(data: bytes) -> str:

@@ -309,6 +309,44 @@ def test_a_loop_that_is_refused_when_it_was_begun(store: Path, monkeypatch: pyte
     assert rows == expected
 
 
+DESCRIBED: list[Any] = []
+
+
+@hq.quantum
+def fails_at_first(theta: Any, times: int) -> Any:
+    DESCRIBED.append(theta)
+    if len(DESCRIBED) <= times:
+        raise ValueError("no file")
+    return hq.expval(CIRCUIT, OBSERVABLE, 2 * np.asarray(theta))
+
+
+@hq.workflow
+def loop_that_fails_at_first(times: int) -> float:
+    before = float(energy(START))
+    DESCRIBED.clear()
+    try:
+        return float(hq.minimize(fails_at_first, START, (times,), "COBYLA", options={"maxiter": 4}).nfev)
+    except ValueError:
+        return before
+
+
+def test_what_a_body_raises_at_the_start_point_is_recorded(store: Path) -> None:
+    found = report(loop_that_fails_at_first, 1, name="fails", store=store)
+    assert found.value == pytest.approx(closed_form(START))
+    assert len(DESCRIBED) == 1
+    assert [(e["at"], e["type"]) for e in journal(found.directory) if e["k"] == "failure"] == [
+        ("loop_that_fails_at_first/minimize[0]", "builtins:ValueError")
+    ]
+    assert count(found.directory)["row"] == 0
+    again = report(loop_that_fails_at_first, 1, name="fails", store=store)
+    assert (again.value, DESCRIBED) == (found.value, [])  # it is raised from the record
+
+
+def test_a_start_point_is_described_once_more_than_it_is_evaluated(store: Path) -> None:
+    found = report(loop_that_fails_at_first, 0, store=store)
+    assert len(DESCRIBED) == 1 + found.value
+
+
 @hq.workflow
 def longer_than_thought() -> list[float]:
     return [float(energy([0.1 * k, 0.2])) for k in range(6)]

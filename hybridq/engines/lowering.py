@@ -342,10 +342,11 @@ class Binder:
     def chain(self, row: Array, slopes: Array) -> Array:
         """Derivatives by the parameters, shape (observables, parameters), from ``slopes`` by the slots at ``row``.
 
-        ``slopes`` has shape (observables, slots), ``row`` shape (parameters,). Sums run in the order of the slots.
+        ``slopes`` has shape (observables, slots), ``row`` shape (parameters,). Sums run in the order of the slots. What
+        comes back is to be read: it may be ``slopes``.
         """
         if self._same:
-            return slopes.copy()
+            return slopes
         slots, columns, factors = self._slopes
         if self._general:
             values = row.tolist()

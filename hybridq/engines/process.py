@@ -155,10 +155,14 @@ class EngineProcess:
             return
         with self._lock:  # which no interrupt leaves held, as it may one that is tried; so this may wait, very rarely
             child = self._child
-            if child is None or child.owner != os.getpid():
+            if child is None or child.owner != os.getpid() or not child.free:
                 return
             try:
-                child.begin(kind, pack())
+                batch = pack()
+            except WorkflowError:  # it cannot be sent, as who asks for it is told
+                return
+            try:
+                child.begin(kind, batch)
             except BaseException:
                 self._child = None
                 child.kill()
@@ -284,9 +288,14 @@ class _Child:
         self._finalizer()
         self._log.thread.join()
 
+    @property
+    def free(self) -> bool:
+        """Whether it could begin with something."""
+        return self.ready and self._begun is None
+
     def begin(self, kind: bytes, batch: Batch) -> None:
         """Send ``batch``, if that can be done at once, for an `evaluate` of the same to find it begun."""
-        if not self.ready or self._begun is not None or not self._known.issuperset(batch.templates):
+        if not self._known.issuperset(batch.templates):
             return
         message = wire.join_request({}, batch.payload)
         if frames.HEAD.size + len(message) > select.PIPE_BUF:  # it might be taken in part

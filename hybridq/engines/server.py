@@ -97,8 +97,11 @@ class _Pipe:
     def write(self, kind: bytes, message: bytes) -> None:
         """Send one frame."""
         view = memoryview(frames.HEAD.pack(kind, len(message)) + message)
-        while view:
-            view = view[os.write(self._output, view) :]
+        try:
+            while view:
+                view = view[os.write(self._output, view) :]
+        except BrokenPipeError:
+            raise SystemExit(0) from None  # the parent has no use for it any more
 
 
 class _Engines:

@@ -417,6 +417,19 @@ class TestAhead:
         own.ahead(large)
         assert own._child._begun is None
 
+    def test_what_cannot_be_sent_is_not_begun(self, own, programs, loop, make):
+        own.evaluate([programs[0], loop.program])
+        pid = own.pid
+        circuit = efficient_su2(2, reps=1, entanglement="full")
+        circuit.metadata = {"not": object()}
+        unsent = make(circuit, "ZZ", np.full(circuit.num_parameters, 0.3))
+        with pytest.raises(WorkflowError, match="serialise"):
+            wire.pack([unsent])
+        own.ahead(unsent)
+        own.advance_ahead(replace(loop, program=unsent), 1.0)
+        assert own._child._begun is None
+        assert own.pid == pid
+
     def test_a_process_that_is_busy_is_left_alone(self, own, programs, long):
         own.evaluate(programs[:1])
         thread, _ = background(lambda: own.evaluate([long]))
