@@ -270,7 +270,8 @@ def test_what_is_begun_is_not_asked_for_again(kind: str, store: Path, monkeypatc
     monkeypatch.setattr("hybridq.runner._BRIEF", 60.0)  # a busy machine may take long
     found = report(repeated, kind, store=store)
     assert executed(found)[0] >= 15
-    assert 1 <= len(sent) <= 4  # the first of each kind, and what the engine had not known by then
+    # the first of each kind, and what the engine had not known by then, as it may do for loops
+    assert (kind != "closed loops") <= len(sent) <= 4
 
 
 @hq.quantum
