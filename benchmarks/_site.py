@@ -10,19 +10,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Client, LocalCluster
 
 import hybridq as hq
+from hybridq.cluster import SELDOM
 
 
 @contextlib.contextmanager
 def site(workers: int, memory: str | None = None) -> Iterator[Client]:
-    """A client of a local cluster of one-thread processes, its engines started; ``memory`` is of each worker."""
+    """A client of a local cluster of one-thread processes, its engines started; ``memory`` is of each worker.
+
+    Its Dask processes look at themselves as often as those of a cluster that a run starts for itself.
+    """
     limit: Any = "auto" if memory is None else memory
     with (
+        dask.config.set(SELDOM),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=limit,
-            dashboard_address="127.0.0.1:0", silence_logs=50,
+            dashboard_address="127.0.0.1:0", silence_logs=50, config=SELDOM,
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip

@@ -36,7 +36,7 @@ from hybridq.resources import KINDS, ROUND_TRIP, worker_allowance
 from hybridq.sites import Site
 from hybridq.steps import StepReply, run_step
 
-__all__ = ["Cluster", "Seen", "look", "run_batch", "run_loop", "run_steps"]
+__all__ = ["SELDOM", "Cluster", "Seen", "look", "run_batch", "run_loop", "run_steps"]
 
 BYTES = "hybridq-bytes"
 """Dask resource that carries the memory ledger of a worker."""
@@ -55,6 +55,9 @@ _BEGAN = "hybridq-began"
 Key: TypeAlias = tuple[str, str, int]
 """Of a task: (group, "run/location", attempt); what is before the group's dash gives colour and row in the Dask
 dashboard."""
+SELDOM = {"distributed.admin.tick.interval": "500ms", "distributed.worker.profile.interval": "100ms"}
+"""How often Dask processes of our own look at themselves: every 20 and 10 ms takes 5 to 8 % of a core in each, with
+nothing to do."""
 _COMPARED = ("hybridq-scheduler", "qiskit", "qiskit-aer", "numpy", "scipy", "distributed", "cloudpickle")
 
 
@@ -521,10 +524,12 @@ class _Workers(LocalCluster):
 
 
 def _start_local(site: Site) -> _Workers:
-    with dask.config.set(
-        {"distributed.scheduler.allowed-failures": 1, "distributed.worker.daemon": True}
-    ):  # two attempts, then it counts as lost; daemonic workers cannot outlive a driver that dies
+    with dask.config.set({
+        # two attempts, then it counts as lost; daemonic workers cannot outlive a driver that dies
+        "distributed.scheduler.allowed-failures": 1, "distributed.worker.daemon": True, **SELDOM,
+    }):  # fmt: skip
         return _Workers(  # type: ignore[no-untyped-call]  # its base has no types
+            config=SELDOM,  # of workers that come later, too
             n_workers=site.local_workers,
             threads_per_worker=site.worker_threads,
             memory_limit=site.local_memory(psutil.virtual_memory().total),

@@ -292,9 +292,15 @@ _OPTIONAL = {
 _FLOAT = np.dtype("<f8")
 
 
+class _Base64(str):
+    """What JSON takes as it is."""
+
+    __slots__ = ()
+
+
 def pack_array(array: NDArray[np.float64]) -> str:
     """A vector of float64 as base64 of its little-endian bytes: compact, and exact to the bit."""
-    return base64.b64encode(array.astype(_FLOAT, copy=False).tobytes()).decode()
+    return _Base64(base64.b64encode(array.astype(_FLOAT, copy=False).tobytes()), "ascii")
 
 
 def unpack_array(text: str) -> NDArray[np.float64]:
@@ -312,6 +318,8 @@ def _text(record: Record) -> bytes:
             parts.append(start + "null")
         elif kind is int or (kind is float and math.isfinite(value)):
             parts.append(start + repr(value))
+        elif kind is _Base64:
+            parts.append(f'{start}"{value}"')
         else:
             parts.append(start + (value.json if kind is Written else to_json(value)))
     text = ",".join(parts)

@@ -1330,7 +1330,7 @@ class _Shipped:
             spent += sum(point.seconds for point in points[known:])
             if advance.state != "more":
                 break
-            seconds = min(2 * seconds, _LONGEST_SLICE)
+            seconds = _LONGEST_SLICE
         if advance.result is None:
             return None
         for name in advance.left_out:

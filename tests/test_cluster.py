@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from distributed import CancelledError, Client, LocalCluster
@@ -347,6 +348,9 @@ def test_a_nanny_without_a_worker_is_replaced(why: str, monkeypatch: pytest.Monk
         assert own.workers[1] is second
         cluster.replenish()
         assert not cluster._missed  # or the next loss would count from this one on
+        assert own.scheduler.periodic_callbacks["tick"].callback_time == 500
+        for key, value in cluster_module.SELDOM.items():
+            assert set(cluster.client.run(dask.config.get, key).values()) == {value}
     finally:
         cluster.close()
 
