@@ -533,7 +533,8 @@ class _Loop:
         self._numbers = dict(_arguments(settings.get("args")))
         self._most, self._stride = most, 1
         self._kept: tuple[array[Any], ...] = (array("q"), *(array("d") for _ in range(4)))
-        self._last: Point | None = None
+        self._last: tuple[int, float, float, float, float] | None = None
+        """The members of a `Point`."""
         self._best: tuple[float, int, float] | None = None
         self._result: float | None = None
         self._iterations: int | None = None
@@ -551,7 +552,7 @@ class _Loop:
             self.ended = max(began + row.seconds, self.ended or 0.0)
         if self._best is None or row.value < self._best[0]:
             self._best = (row.value, row.i, row.stderr)
-        self._last = Point(row.i, row.value, row.stderr, self._best[0], self._best[2])
+        self._last = (row.i, row.value, row.stderr, self._best[0], self._best[2])
         if row.i % self._stride == 0:
             self._keep(self._last)
 
@@ -562,8 +563,7 @@ class _Loop:
         self._iterations = nit if isinstance(nit, int) else None
         self._message = message if isinstance(message, str) else None
 
-    def _keep(self, point: Point) -> None:
-        members = (point.row, point.value, point.stderr, point.best, point.best_stderr)
+    def _keep(self, members: tuple[int, float, float, float, float]) -> None:
         for kept, number in zip(self._kept, members, strict=True):
             kept.append(number)
         if self._most is not None and len(self._kept[0]) > max(2, self._most - 1):  # the last one is kept apart
@@ -574,15 +574,15 @@ class _Loop:
     def history(self, line: int, beside: Mapping[str, float]) -> LoopHistory:
         last, best = self._last, self._best
         points = [Point(*members) for members in zip(*self._kept, strict=True)]
-        if last is not None and points[-1].row != last.row:
-            points.append(last)
+        if last is not None and points[-1].row != last[0]:
+            points.append(Point(*last))
         return LoopHistory(
             line=line, at=self.at, group=self.group, function=self.function, method=self.method,
             gradient=self.gradient, state=self.state, rows=self.rows, evaluations=self.evaluations, shots=self.shots,
             limit=self._limit[0], bound=self._limit[1],
             best=None if best is None else best[0], best_row=None if best is None else best[1],
-            best_stderr=None if best is None else best[2], last=None if last is None else last.value,
-            last_stderr=None if last is None else last.stderr, result=self._result, iterations=self._iterations,
+            best_stderr=None if best is None else best[2], last=None if last is None else last[1],
+            last_stderr=None if last is None else last[2], result=self._result, iterations=self._iterations,
             message=self._message, began=self.began, ended=self.ended, seconds=self.seconds,
             reference=self._reference, numbers={**self._numbers, **beside}, curve=tuple(points), where=self.where,
         )  # fmt: skip
