@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -323,7 +322,7 @@ def program(request: Request, *, seed: int, location: Location, gradient: str = 
         )
     backend, device = site.resolve(request.backend)
     template, observables_shape = _templates.get(request.circuit, request.observables, backend)
-    theta = _parameters(request.theta, request.circuit)  # an equal circuit's parameters may be other objects
+    theta = _parameters(request.theta, template.circuit)
     shots = _shots(request, template)
     batch_shape = theta.shape[:-1]
     try:
@@ -584,8 +583,6 @@ class _TemplateCache:
         self._capacity = capacity
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[int, int, str], _Known] = OrderedDict()
-        self._equal: WeakValueDictionary[str, Template] = WeakValueDictionary()
-        """Those in use by their digests: equal circuits that loops build anew are lowered and priced once."""
 
     def get(self, circuit: Any, observables: Any, backend: AnyBackend) -> tuple[Template, tuple[int, ...]]:
         key = (id(circuit), id(observables), backend.identity)
@@ -600,9 +597,8 @@ class _TemplateCache:
         instructions = copy._data[:] if len(copy._data) <= _LISTED else copy._data
         width, marks = (copy.num_qubits, copy.num_clbits), _marks(observables)
         template, shape = _template(circuit, observables, backend)
+        found = _Known(circuit, observables, instructions, width, copy.global_phase, marks, template, shape)
         with self._lock:
-            template = self._equal.setdefault(template.digest, template)
-            found = _Known(circuit, observables, instructions, width, copy.global_phase, marks, template, shape)
             self._known[key] = found
             self._known.move_to_end(key)
             while len(self._known) > self._capacity:

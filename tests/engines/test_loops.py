@@ -246,7 +246,7 @@ def test_a_template_that_cannot_be_read_is_an_error():
     encoded = encode_template(template)
     version = encoded.index(b"QISKIT") + 6
     broken = replace(template, cache={"wire": encoded[:version] + b"\x01" + encoded[version + 1 :]})
-    given = replace(asked.program.template, cache={"physical": broken})  # not the one that equal circuits share
+    given = replace(asked.program.template, cache={"physical": broken})
     asked = replace(asked, program=replace(asked.program, template=given))
     other = EngineProcess(2**31)
     try:
