@@ -472,8 +472,8 @@ def test_long_circuits_do_not_silence_heartbeats(client: Client, store: Path) ->
 
     def watch() -> None:
         while not done.wait(0.2):
-            workers = client.scheduler_info()["workers"].values()
-            silences.extend(time.time() - w["last_seen"] for w in workers)
+            workers = cluster_module._identity(client)["workers"].values()
+            silences.append(max(time.time() - w["last_seen"] for w in workers))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -483,10 +483,11 @@ def test_long_circuits_do_not_silence_heartbeats(client: Client, store: Path) ->
         done.set()
         watcher.join()
     evaluations = recorded(store / "slow", records.Evaluation)
-    assert {r.where for r in evaluations} == {str(w["name"]) for w in client.scheduler_info()["workers"].values()}
+    there = cluster_module._identity(client)["workers"].values()
+    assert {r.where for r in evaluations} == {str(w["name"]) for w in there}
     shortest = min(r.seconds for r in evaluations)
     assert shortest >= 3.0, "the circuits are too short to silence anything"
-    assert len(silences) >= 2 * shortest / 0.5, "nobody looked at the workers"
+    assert len(silences) >= shortest / 0.5, "nobody looked at the workers"
     assert max(silences) < shortest, f"a worker was silent for {max(silences):.1f} s under circuits of {shortest:.1f} s"
 
 
